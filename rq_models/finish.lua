@@ -1,0 +1,74 @@
+-- Finish the runs of a batch: results, failures and retries in one step. What it leaves is what RQ's own methods leave
+-- (worker.handle_job_success, handle_job_failure and job.retry), for jobs without dependents.
+--
+-- KEYS  1 rq:wip zset, 2 rq:finished zset, 3 rq:failed zset, 4 queue list, 5 the worker's hash, 6 its set of executions
+-- ARGV  1 RQ's key prefix, 2 how many runs; then for each run:
+--       job id, execution id, 'finished' | 'failed' | 'retry' | 'retry_front', seconds to keep it (-1: for ever),
+--       score in its registry, seconds it took, number of hash fields and values, these, number of stream fields and
+--       values, these
+-- Returns for each run: 1 done; 0 given up meanwhile, by a recovery or a cancel, so nothing was written;
+--       2 it has dependents: nothing was written, RQ's own method must finish it.
+local prefix, at = ARGV[1], 2
+
+local function take()
+  at = at + 1
+  return ARGV[at]
+end
+
+local function take_list()
+  local list = {}
+  for n = 1, tonumber(take()) do
+    list[n] = take()
+  end
+  return list
+end
+
+local function keep(key, ttl)
+  if ttl == '-1' then
+    redis.call('PERSIST', key)
+  else
+    redis.call('EXPIRE', key, ttl)
+  end
+end
+
+local done = {}
+for n = 1, tonumber(ARGV[2]) do
+  local id, execution, kind, ttl, score, seconds = take(), take(), take(), take(), take(), take()
+  local fields, entry = take_list(), take_list()
+  local composite = id .. ':' .. execution
+  local job = prefix .. ':job:' .. id
+  local retry = kind == 'retry' or kind == 'retry_front'
+  if not retry and redis.call('EXISTS', job .. ':dependents') == 1 then
+    done[n] = 2
+  -- The fence: whoever removes this member owns the run's end.
+  elseif redis.call('ZREM', KEYS[1], composite) == 0 then
+    done[n] = 0
+  else
+    redis.call('DEL', prefix .. ':execution:' .. composite)
+    redis.call('ZREM', prefix .. ':executions:' .. id, execution)
+    redis.call('SREM', KEYS[6], composite)
+    redis.call('HINCRBY', KEYS[5], kind == 'finished' and 'successful_job_count' or 'failed_job_count', 1)
+    redis.call('HINCRBYFLOAT', KEYS[5], 'total_working_time', seconds)
+    if redis.call('TYPE', job)['ok'] ~= 'hash' then
+      -- Deleted while it ran: there is nothing left to finish.
+      done[n] = 0
+    elseif retry then
+      redis.call('HSET', job, unpack(fields))
+      redis.call(kind == 'retry' and 'RPUSH' or 'LPUSH', KEYS[4], id)
+      done[n] = 1
+    else
+      redis.call('HSET', job, unpack(fields))
+      local results = prefix .. ':results:' .. id
+      redis.call('XADD', results, 'MAXLEN', 10, '*', unpack(entry))
+      keep(results, ttl)
+      if ttl ~= '-1' then
+        redis.call('EXPIRE', job, ttl)
+        -- RQ's own spelling, with two colons.
+        redis.call('EXPIRE', prefix .. ':job::' .. id .. ':dependencies', ttl)
+      end
+      redis.call('ZADD', KEYS[kind == 'finished' and 2 or 3], score, id)
+      done[n] = 1
+    end
+  end
+end
+return done

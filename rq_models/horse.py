@@ -1,0 +1,350 @@
+"""The parent's handle on the horse: the child process in which one model lives.
+
+The horse is started by exec with the interpreter that the model's configuration names, so it shares nothing with this
+process but three descriptors: a channel for frames, a pipe that carries whatever the model prints, and a lifeline whose
+closing tells the horse's guardian that this process is gone.
+
+A prediction's death is never waited for on the channel: a grandchild of the model may hold it open. A thread waits for
+the process itself, then kills its process group, then wakes whoever is asking.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from rq_models.errors import InvalidInput, ModelBroken, ModelCrashed, ModelFault, ModelTimeout, RqModelsError
+from rq_models.host import frames
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rq_models.settings import ModelSettings
+
+_BOOT = Path(frames.__file__).with_name("boot.py")
+# The first three would lead the model's interpreter to other packages than its own; the addresses may hold a password,
+# and the horse has no business with Redis. A model that needs one of them gets it by `env` in its table.
+_WITHHELD = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__", "REDIS_URL", "RQ_REDIS_URL"}
+_TAIL_BYTES = 4096
+_LONGEST_LINE = 8192
+_BEAT = 1.0
+"""Seconds between two calls of the asker's `beat` while the horse works."""
+GRACE = 2.0
+"""Seconds beyond its time limit that a horse may take to come back by itself; C code does not, and is killed."""
+_EXIT_PATIENCE = 5.0
+
+
+@dataclass(frozen=True)
+class Item:
+    """One job's input on its way to the horse; `timeout` is in seconds, None means no limit."""
+
+    id: str
+    input: Any
+    timeout: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of some items.
+
+    Attributes:
+        outcomes: of the first of them, in order: ``{"value": ...}`` or ``{"error": <record>, "traceback": text}``.
+        fault: what ended the run before it came to the rest, if it did.
+        suspects: how many of the rest, from the first, may have been the cause.
+    """
+
+    outcomes: list[dict[str, Any]]
+    fault: RqModelsError | None = None
+    suspects: int = 0
+
+
+def _nothing() -> None:
+    pass
+
+
+class Horse:
+    """One model's process.
+
+    Args:
+        name: the model's name.
+        model: its settings.
+        root: the project's root, first on the model's ``sys.path``.
+        log: is given each line that the model prints, on a thread of its own.
+
+    Start it from the main thread. `kill` may be called from any thread; everything else belongs to one.
+    """
+
+    def __init__(self, name: str, model: ModelSettings, root: Path, log: Callable[[str], None]) -> None:
+        self.name = name
+        self.card: dict[str, Any] | None = None
+        self.loads = 0
+        self.running: tuple[str, ...] = ()
+        """Ids of the jobs that the model works on just now: one, or a batch."""
+        self._model = model
+        self._root = root
+        self._log = log
+        self._tail: deque[bytes] = deque()
+        self._exited = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id, 0 before `start`."""
+        return self._process.pid if self._process else 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and not self._exited.is_set()
+
+    @property
+    def tail(self) -> str:
+        """The last 4 KB that the model printed."""
+        return b"".join(self._tail)[-_TAIL_BYTES:].decode(errors="replace")
+
+    def start(self) -> Self:
+        """Start the process; the model is not loaded yet.
+
+        Raises:
+            ModelBroken: the configured interpreter can't be started.
+        """
+        ours, theirs = socket.socketpair()
+        lifeline, self._lifeline = os.pipe()
+        self._wake, wake = socket.socketpair()
+        environ = {key: value for key, value in os.environ.items() if key not in _WITHHELD}
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - the configuration names the interpreter
+                [self._model.python, str(_BOOT), str(theirs.fileno()), str(lifeline)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(theirs.fileno(), lifeline),
+                env={**environ, "PYTHONUNBUFFERED": "1", **self._model.env},
+                start_new_session=True,
+            )
+        except OSError as error:
+            for end in (ours, wake, self._wake):
+                end.close()
+            os.close(self._lifeline)
+            raise ModelBroken(
+                f"model {self.name}: its interpreter {self._model.python} does not start ({error.strerror}); "
+                "correct 'python' in its table",
+                type=type(error).__name__,
+            ) from None
+        finally:
+            theirs.close()
+            os.close(lifeline)
+        ours.setblocking(False)
+        self._channel = ours
+        self._unsent = memoryview(b"")
+        self._decoder = frames.Decoder()
+        self._answers: deque[dict[str, Any]] = deque()
+        self._printer = threading.Thread(target=self._forward_output, daemon=True, name=f"{self.name}-output")
+        self._printer.start()
+        threading.Thread(target=self._reap, args=(self._process, wake), daemon=True, name=f"{self.name}-reaper").start()
+        return self
+
+    def load(self, beat: Callable[[], None] = _nothing) -> dict[str, Any]:
+        """Import the model, construct it and predict its example once; return its card.
+
+        Args:
+            beat: called about once a second meanwhile.
+
+        Raises:
+            ModelBroken: it can't be imported or constructed, or fails on its own example; `stage` says which.
+            ModelCrashed: its process died meanwhile.
+            ModelTimeout: it took longer than ``load_timeout``.
+        """
+        question = {
+            "op": "load",
+            "name": self.name,
+            "class": self._model.class_path,
+            "root": str(self._root),
+            "nan": self._model.nan,
+        }
+        limit = self._model.load_timeout
+        self._say(question)
+        answer = self._hear(limit, beat, f"loading took longer than load_timeout ({limit} s)")
+        if answer["op"] == "broken":
+            error = ModelBroken(
+                f"model {self.name} does not load: {answer['message']}",
+                type=answer["type"],
+                traceback=answer["traceback"],
+            )
+            error.stage = answer["stage"]
+            raise error
+        self.card = answer["card"]
+        self.loads = answer["loads"]
+        return answer["card"]  # type: ignore[no-any-return]
+
+    def predict(self, items: list[Item], beat: Callable[[], None] = _nothing) -> Run:
+        """Predict these items, together if the model can, and return what came of them.
+
+        A time limit is an item's own. The horse enforces it by an exception; one that does not come back within a
+        further `GRACE` is killed.
+        """
+        assert self.card is not None  # noqa: S101 - load() comes first
+        outcomes: list[dict[str, Any]] = []
+        together = len(items) > 1 and self.card["batch"]
+        self.running = tuple(item.id for item in items) if together else (items[0].id,)
+        try:
+            try:
+                self._say({"op": "predict", "items": [asdict(item) for item in items]})
+            except frames.FrameError as error:
+                return Run([], InvalidInput(f"the input can't be given to the model: {error}"), len(items))
+            while len(outcomes) < len(items):
+                item = items[len(outcomes)]
+                self.running = self.running if together else (item.id,)
+                limits = [one.timeout for one in (items if together else [item]) if one.timeout is not None]
+                limit = min(limits, default=None)
+                try:
+                    answer = self._hear(limit, beat, f"the prediction took longer than job_timeout ({limit} s)")
+                except ModelFault as fault:
+                    return Run(outcomes, fault, len(items) if together else 1)
+                if answer["op"] != "predicted":
+                    return Run(outcomes, InvalidInput(f"the model's process can't read it: {answer['message']}"), 1)
+                # The first answer of a batch has all its outcomes, or none: then its items follow one by one.
+                together = False
+                outcomes += answer["outcomes"]
+                self.loads = answer["loads"]
+        finally:
+            self.running = ()
+        return Run(outcomes)
+
+    def kill(self) -> None:
+        """Kill the process and whatever it started; from any thread."""
+        if self._process is not None and not self._exited.is_set():
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Let the process leave by itself, or kill it."""
+        if self._process is None:
+            return
+        if self.card is None or self.running:
+            # In the middle of something that nobody waits for any more.
+            self.kill()
+        self._channel.close()
+        if not self._exited.wait(_EXIT_PATIENCE):
+            self.kill()
+            self._exited.wait()
+        self._printer.join(_EXIT_PATIENCE)
+        os.close(self._lifeline)
+        self._wake.close()
+        self._process = None
+
+    def __enter__(self) -> Self:
+        return self.start() if self._process is None else self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _say(self, question: dict[str, Any]) -> None:
+        self._unsent = memoryview(frames.encode(question))
+
+    def _hear(self, limit: float | None, beat: Callable[[], None], late: str) -> dict[str, Any]:  # noqa: C901 - one loop over all that can happen while a question is open
+        """Return the horse's next answer.
+
+        It reads while it writes: two sides that both only write stop at a few megabytes.
+        """
+        deadline = None if limit is None else time.monotonic() + limit + GRACE
+        next_beat = time.monotonic() + _BEAT
+        with selectors.DefaultSelector() as selector:
+            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
+            selector.register(self._channel, wanted)
+            selector.register(self._wake, selectors.EVENT_READ)
+            while not self._answers:
+                now = time.monotonic()
+                if deadline is not None and now >= deadline:
+                    self.kill()
+                    self._exited.wait()
+                    raise ModelTimeout(late, traceback=self._last_words(late))
+                if now >= next_beat:
+                    beat()
+                    next_beat = now + _BEAT
+                ready = selector.select(min(next_beat, deadline or next_beat) - now)
+                try:
+                    for key, events in ready:
+                        if key.fileobj is not self._channel:
+                            continue
+                        if events & selectors.EVENT_WRITE:
+                            self._unsent = self._unsent[self._channel.send(self._unsent) :]
+                            if not self._unsent:
+                                selector.modify(self._channel, selectors.EVENT_READ)
+                        if events & selectors.EVENT_READ:
+                            self._receive()
+                except (OSError, frames.FrameError) as error:
+                    # It closed the channel or wrote garbage into it; either way it can't be talked to any more.
+                    if isinstance(error, frames.FrameError):
+                        self._log(f"the model's process broke the protocol: {error}")
+                    self.kill()
+                    self._exited.wait()
+                if self._exited.is_set() and not self._answers:
+                    # The answer may have been on its way already.
+                    with suppress(OSError, frames.FrameError):
+                        self._receive()
+                    if not self._answers:
+                        raise self._crash()
+        return self._answers.popleft()
+
+    def _receive(self) -> None:
+        with suppress(BlockingIOError):
+            while data := self._channel.recv(1 << 20):
+                for answer in self._decoder.feed(data):
+                    if not (isinstance(answer, dict) and "op" in answer):
+                        raise frames.FrameError(f"unexpected answer {answer!r:.80}")
+                    self._answers.append(answer)
+            raise ConnectionResetError
+
+    def _crash(self) -> ModelCrashed:
+        assert self._process is not None  # noqa: S101 - only a started process can exit
+        code = self._process.returncode
+        if code < 0:
+            reason = f"was killed by {signal.Signals(-code).name}"
+            if -code == signal.SIGKILL:
+                reason += " (out of memory?)"
+        else:
+            reason = f"ended itself with exit status {code}"
+        message = f"the process of model {self.name} {reason}"
+        # SIGKILL comes from outside, the system's doing; all other ways to die are the model's own.
+        return ModelCrashed(message, retryable=-code == signal.SIGKILL, traceback=self._last_words(message))
+
+    def _last_words(self, message: str) -> str:
+        # The group is dead by now, so the pipe ends and the printer with it.
+        self._printer.join(_EXIT_PATIENCE)
+        return f"{message}\nThe last lines it printed:\n{self.tail}" if self.tail else message
+
+    def _forward_output(self) -> None:
+        assert self._process is not None  # noqa: S101 - started before this thread
+        assert self._process.stdout is not None  # noqa: S101 - a pipe was asked for
+        size = 0
+        with self._process.stdout as pipe:
+            while line := pipe.readline(_LONGEST_LINE):
+                self._tail.append(line)
+                size += len(line)
+                while size - len(self._tail[0]) > _TAIL_BYTES:
+                    size -= len(self._tail.popleft())
+                self._log(line.decode(errors="replace").rstrip("\r\n"))
+
+    def _reap(self, process: subprocess.Popen[bytes], wake: socket.socket) -> None:
+        if hasattr(os, "waitid"):
+            # Look without reaping: while the zombie holds the pid, its group's number can't be anybody else's.
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        else:
+            process.wait()
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        self._exited.set()
+        # Closing the other end is what wakes the asker.
+        wake.close()

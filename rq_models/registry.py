@@ -1,0 +1,200 @@
+"""What is known of each model in Redis: its card, and who serves it.
+
+Keys, all under ``<RQ's prefix>-models:`` (``rq-models:`` by default):
+
+    rq-models:models               set of the names of all models ever published; no TTL
+    rq-models:card:<model>         JSON of `Card`; kept 30 days after the last worker renewed it
+    rq-models:serving:<model>      zset of lease ids, scored by their expiry in server time; 30 days
+    rq-models:lease:<id>           JSON of `Serving`; expires by itself unless its worker renews it
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+from rq.defaults import RQ_KEY_PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable
+
+    from redis import Redis
+
+PREFIX = f"{RQ_KEY_PREFIX}-models:"
+MODELS_KEY = f"{PREFIX}models"
+CARD_TTL = 30 * 24 * 3600
+"""Seconds that a model nobody serves any more is remembered as 'nobody serves it' instead of 'no such model'."""
+
+T = TypeVar("T")
+Fill: TypeAlias = "Callable[[Any], object]"
+"""Puts commands into a pipeline, of a blocking connection or an asyncio one."""
+
+
+def card_key(model: str) -> str:
+    """Return the key of a model's card."""
+    return f"{PREFIX}card:{model}"
+
+
+def serving_key(model: str) -> str:
+    """Return the key of the set of leases that serve a model."""
+    return f"{PREFIX}serving:{model}"
+
+
+def lease_key(lease: str) -> str:
+    """Return the key of one worker process's lease."""
+    return f"{PREFIX}lease:{lease}"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a client needs to know of a model; schemas are None until a worker has loaded it."""
+
+    name: str
+    display_name: str | None = None
+    qualified_name: str | None = None
+    version: str | None = None
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    output_schema: dict[str, Any] | None = None
+    example: Any = None
+    batch: bool = False
+    job_timeout: int = 60
+    result_ttl: int = 3600
+    failure_ttl: int = 604800
+    retries: int = 3
+
+
+@dataclass(frozen=True)
+class Serving:
+    """One live worker process of a model."""
+
+    lease: str
+    worker: str
+    host: str
+    pid: int
+    horse_pid: int | None = None
+    state: str = "cold"
+    """``cold`` (not loaded yet), ``warm`` or ``broken`` (the last load failed; `error` says why)."""
+    version: str | None = None
+    loads: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """A model as the registry knows it now."""
+
+    name: str
+    card: Card | None
+    serving: tuple[Serving, ...]
+
+    @property
+    def state(self) -> str:
+        """``warm`` if any worker is warm, else ``cold``, ``broken`` or ``unserved``."""
+        states = {one.state for one in self.serving}
+        return next((state for state in ("warm", "cold", "broken") if state in states), "unserved")
+
+
+def _decode(cls: type[T], raw: bytes | str | None) -> T | None:
+    """Return the record, or None where there is none or where something else wrote the key."""
+    if raw is None:
+        return None
+    try:
+        fields = json.loads(raw)
+        known = {key: fields[key] for key in cls.__dataclass_fields__ if key in fields}  # type: ignore[attr-defined]
+        return cls(**known)
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def _encode(record: Card | Serving) -> str:
+    return json.dumps(asdict(record), allow_nan=False)
+
+
+def publish_card(connection: Redis, card: Card, *, only_if_unserved: bool = False) -> None:
+    """Write a model's card.
+
+    A worker that has not loaded the model yet knows no schema. It passes `only_if_unserved`, and so neither hides what
+    a warm worker published nor leaves the schema of an older version standing, which might refuse good input.
+    """
+    if only_if_unserved:
+        status = read_model(connection, card.name)
+        if status is not None and any(one.state == "warm" for one in status.serving):
+            return
+    with connection.pipeline() as pipe:
+        pipe.sadd(MODELS_KEY, card.name)
+        pipe.set(card_key(card.name), _encode(card), ex=CARD_TTL)
+        pipe.execute()
+
+
+def renew_lease(connection: Redis, model: str, serving: Serving, ttl: float) -> None:
+    """Say for `ttl` more seconds that this worker process is alive and serves the model."""
+    seconds, micros = connection.time()
+    now = seconds + micros / 1e6
+    with connection.pipeline() as pipe:
+        pipe.set(lease_key(serving.lease), _encode(serving), px=int(ttl * 1000))
+        pipe.zadd(serving_key(model), {serving.lease: now + ttl})
+        pipe.zremrangebyscore(serving_key(model), "-inf", now)
+        pipe.expire(serving_key(model), CARD_TTL)
+        pipe.expire(card_key(model), CARD_TTL)
+        pipe.execute()
+
+
+def drop_lease(connection: Redis, model: str, lease: str) -> None:
+    """Say that this worker process serves the model no more."""
+    with connection.pipeline() as pipe:
+        pipe.delete(lease_key(lease))
+        pipe.zrem(serving_key(model), lease)
+        pipe.execute()
+
+
+def reading(names: Iterable[str] | None = None) -> Generator[Fill, list[Any], list[ModelStatus]]:
+    """Return the plan of `read_models`: it yields what to ask, and is sent the replies.
+
+    A blocking and an asyncio connection carry it out alike.
+    """
+    if names is None:
+        (members,) = yield lambda pipe: pipe.smembers(MODELS_KEY)
+        names = [name.decode() for name in members]
+    wanted = sorted(names)
+    if not wanted:
+        return []
+
+    def cards_and_leases(pipe: Any) -> None:
+        for name in wanted:
+            pipe.get(card_key(name))
+            pipe.zrange(serving_key(name), 0, -1)
+
+    found = yield cards_and_leases
+    cards, leases = found[::2], found[1::2]
+    lease_ids = [lease.decode() for ids in leases for lease in ids]
+    records: list[bytes | None] = []
+    if lease_ids:
+        (records,) = yield lambda pipe: pipe.mget([lease_key(one) for one in lease_ids])
+    # A lease that has run out is gone from its own key, whatever the zset says.
+    alive = {lease: one for lease, raw in zip(lease_ids, records, strict=True) if (one := _decode(Serving, raw))}
+    statuses = [
+        ModelStatus(name, _decode(Card, card), tuple(alive[key] for one in ids if (key := one.decode()) in alive))
+        for name, card, ids in zip(wanted, cards, leases, strict=True)
+    ]
+    return [status for status in statuses if status.card or status.serving]
+
+
+def read_models(connection: Redis, names: Iterable[str] | None = None) -> list[ModelStatus]:
+    """Return the state of these models, or of all ever published, sorted by name; unknown names are left out."""
+    plan = reading(names)
+    replies: list[Any] | None = None
+    while True:
+        try:
+            ask = next(plan) if replies is None else plan.send(replies)
+        except StopIteration as end:
+            return cast("list[ModelStatus]", end.value)
+        with connection.pipeline(transaction=False) as pipe:
+            ask(pipe)
+            replies = pipe.execute()
+
+
+def read_model(connection: Redis, name: str) -> ModelStatus | None:
+    """Return the state of one model, or None if no worker ever published it."""
+    return next(iter(read_models(connection, [name])), None)

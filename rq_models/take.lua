@@ -1,0 +1,50 @@
+-- Take jobs from the front of a queue: each goes straight to `started`, with all four of its execution records, in one
+-- step, so that a worker killed at any instant leaves it either queued or started and never in between.
+--
+-- KEYS  1 queue list, 2 rq:wip zset, 3 the worker's hash, 4 the worker's set of executions, 5 rq:suspended
+-- ARGV  1 how many at most, 2 RQ's key prefix, 3 worker name, 4 lease, 5 number of the first execution,
+--       6 time now as RQ writes it, 7 time now in seconds, 8 seconds that the execution records live,
+--       9 bytes of job data after which no more are taken
+-- Returns a list of {job id, execution id, fields}: no execution id where there was no such job; false when suspended.
+if redis.call('EXISTS', KEYS[5]) == 1 then
+  return false
+end
+local prefix, worker, lease = ARGV[2], ARGV[3], ARGV[4]
+local first, now, seconds, ttl = tonumber(ARGV[5]), ARGV[6], ARGV[7], tonumber(ARGV[8])
+local taken, bytes = {}, 0
+for n = 0, tonumber(ARGV[1]) - 1 do
+  if bytes >= tonumber(ARGV[9]) then break end
+  local id = redis.call('LPOP', KEYS[1])
+  if not id then break end
+  local job = prefix .. ':job:' .. id
+  -- Scripts don't roll back: a key of another type must not raise here, with jobs before it already taken.
+  if not string.find(id, '^[%w_-]+$') or redis.call('TYPE', job)['ok'] ~= 'hash' then
+    taken[#taken + 1] = {id, '', {}}
+  else
+    local fields = redis.call('HGETALL', job)
+    bytes = bytes + redis.call('HSTRLEN', job, 'data')
+    local execution = lease .. '-' .. (first + n)
+    local composite = id .. ':' .. execution
+    redis.call('HSET', job, 'status', 'started', 'started_at', now, 'last_heartbeat', now, 'worker_name', worker)
+    redis.pcall('HINCRBY', job, 'attempts', 1)
+    redis.call('PERSIST', job)
+    local record = prefix .. ':execution:' .. composite
+    redis.call('HSET', record, 'id', execution, 'job_id', id, 'created_at', seconds, 'last_heartbeat', seconds,
+      'worker_name', worker)
+    redis.call('EXPIRE', record, ttl)
+    local executions = prefix .. ':executions:' .. id
+    if redis.call('TYPE', executions)['ok'] ~= 'zset' then
+      redis.call('DEL', executions)
+    end
+    redis.call('ZADD', executions, tonumber(seconds) + ttl + 60, execution)
+    redis.call('EXPIRE', executions, ttl + 60)
+    redis.call('ZADD', KEYS[2], math.floor(tonumber(seconds)) + ttl, composite)
+    redis.call('SADD', KEYS[4], composite)
+    redis.call('EXPIRE', KEYS[4], ttl + 60)
+    taken[#taken + 1] = {id, execution, fields}
+  end
+end
+if #taken > 0 then
+  redis.call('HSET', KEYS[3], 'state', 'busy')
+end
+return taken

@@ -1,0 +1,605 @@
+"""ModelWorker: one model, one queue. Take a job, let the horse predict, finish the job, report.
+
+The straight line is `ModelWorker.work_once`. Everything that Redis holds of a job is written by this process and by
+RQ's own methods, so a model that crashes loses no result; model code runs in the horse only.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import replace
+from os import getpid
+from typing import TYPE_CHECKING, Any
+
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from rq.callbacks import execute_failure_callback
+from rq.command import parse_payload
+from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
+from rq.exceptions import StopRequested
+from rq.job import JobStatus
+from rq.job_lifecycle import call_exception_handlers
+from rq.serializers import JSONSerializer
+from rq.utils import now
+from rq.version import VERSION as RQ_VERSION
+from rq.worker import Worker
+from rq.worker.base import WorkerStatus
+
+from rq_models.errors import (
+    CallerFault,
+    ConfigurationError,
+    InvalidJob,
+    JobCancelled,
+    ModelCrashed,
+    ModelFault,
+    RqModelsError,
+    from_record,
+)
+from rq_models.horse import Horse, Item
+from rq_models.jobs import FUNCTION_PREFIX, ModelJob
+from rq_models.lease import LEASE_SECONDS, Lease, own_connection
+from rq_models.ledger import GIVEN_UP, HAS_DEPENDENTS, Ending, Ledger, Taken
+from rq_models.registry import Card, Serving, publish_card
+from rq_models.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from rq.queue import Queue
+    from rq.worker import DequeueStrategy
+
+    from rq_models.settings import ModelSettings
+
+PROVEN_RQ = "3.0"
+_PEEK = 5
+"""Seconds that an idle worker waits for a job before it looks around."""
+_LONGEST_PAUSE = 10.0
+_NO_REPLY = 10
+
+
+class ModelWorker(Worker):
+    """An RQ worker that serves one configured model from its own queue.
+
+    It takes what `rq.worker.Worker` takes; the job class and the serializer are always ours. `settings` is read from
+    ``config/`` when the work starts, unless it is given.
+    """
+
+    job_class = ModelJob
+    log_result_lifespan = False
+
+    def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
+        # RQ's command passes its own defaults for both, so class attributes alone would never win.
+        super().__init__(*args, **{**kwargs, "job_class": ModelJob, "serializer": JSONSerializer})
+        for queue in self.queues:
+            queue.serializer, queue.job_class = JSONSerializer, ModelJob
+        self.settings = settings
+        self.horse: Horse | None = None
+        self._lease_id = uuid.uuid4().hex
+        self._in_hand: dict[str, Taken] = {}
+        self._stopped: set[str] = set()
+        self._kill_was_for: str | None = None
+        self._loads_of_former_horses = 0
+        self._may_be_interrupted = False
+        self._next_heartbeat = 0.0
+
+    @property
+    def queue(self) -> Queue:
+        """The one queue."""
+        return self.queues[0]
+
+    @property
+    def model(self) -> ModelSettings:
+        """The settings of the one model."""
+        assert self.settings is not None  # noqa: S101 - read in work(), before anything asks
+        return self.settings.model(self.queue.name)
+
+    @property
+    def horse_pid(self) -> int:
+        """Process id of a horse that is at work, else 0."""
+        return self.horse.pid if self.horse is not None and self.horse.running else 0
+
+    @property
+    def _run_ttl(self) -> int:
+        """Seconds that a run's records live without a heartbeat, as in RQ."""
+        return int(self.job_monitoring_interval) + 60
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def work(  # noqa: PLR0913, PLR0917 - RQ's signature
+        self,
+        burst: bool = False,
+        logging_level: str | None = None,
+        date_format: str = DEFAULT_LOGGING_DATE_FORMAT,
+        log_format: str = DEFAULT_LOGGING_FORMAT,
+        max_jobs: int | None = None,
+        max_idle_time: int | None = None,
+        with_scheduler: bool = False,
+        dequeue_strategy: DequeueStrategy | None = None,  # noqa: ARG002 - there is one queue
+    ) -> bool:
+        """Serve until stopped: take, predict, finish; return whether any job was run.
+
+        The arguments are RQ's. A server that is away is waited for; stock RQ quits.
+
+        Raises:
+            SystemExit: with a sentence, when the queues and the configuration don't go together.
+        """
+        try:
+            self.settings = check_queues(self.queue_names(), self.settings)
+        except ConfigurationError as error:
+            # RQ's command would print the traceback of anything else.
+            raise SystemExit(error.message) from None
+        self.ledger = Ledger(
+            own_connection(self.connection, socket_timeout=_PEEK + _NO_REPLY),
+            self.queue,
+            self.name,
+            self._lease_id,
+            self.model.result_ttl,
+        )
+        self.default_result_ttl = self.model.result_ttl
+        if self.model.allowed_callbacks:
+            # The operator listed them; RQ imports them here, and they are found beside the models.
+            sys.path.append(str(self.settings.root))
+        self.bootstrap(logging_level, date_format, log_format)
+        self._report_start()
+        if with_scheduler:
+            self._start_scheduler(burst, logging_level, date_format, log_format)
+        self._install_signal_handlers()
+        self.lease = Lease(self.connection, self.queue.name, self._serving(), self._refresh, ttl=LEASE_SECONDS)
+        done = 0
+        try:
+            publish_card(self.connection, self._card({}), only_if_unserved=True)
+            self.lease.update()
+            self.lease.start()
+            if self.model.preload:
+                # If it fails, it is logged and on the card; the first job tries again.
+                with suppress(ModelFault):
+                    self._warm_horse()
+            done = self._loop(burst, max_jobs, max_idle_time)
+        except StopRequested:
+            pass
+        finally:
+            self.teardown()
+        return done > 0
+
+    def _loop(self, burst: bool, max_jobs: int | None, max_idle_time: int | None) -> int:
+        done, pause, idle_since = 0, 0.0, time.monotonic()
+        while not self._stop_requested and (max_jobs is None or done < max_jobs):
+            try:
+                if self.should_run_maintenance_tasks:
+                    self.run_maintenance_tasks()
+                ran = self.work_once()
+                done += ran
+                if ran:
+                    idle_since = time.monotonic()
+                elif burst or (max_idle_time is not None and time.monotonic() - idle_since >= max_idle_time):
+                    break
+                else:
+                    self._wait_for_job(min(_PEEK, max_idle_time or _PEEK))
+                pause = 0.0
+            except RedisError as error:
+                # Away, loading, full, read-only: what is queued is safe there, and waiting is all there is to do.
+                pause = min(pause * 2 or 0.1, _LONGEST_PAUSE)
+                self.log.error("Worker %s: Redis: %s; trying again in %.1f s", self.name, error, pause)
+                self._interruptible(time.sleep, pause)
+        return done
+
+    def work_once(self) -> int:
+        """Take what there is now, run it, and return how many jobs that was; never wait for more."""
+        taken = self.take()
+        if taken:
+            self.finish(self.predict(taken))
+            self._in_hand.clear()
+            self.executions.clear()
+        return len(taken)
+
+    # -- take -------------------------------------------------------------------------------------------------------
+
+    def take(self) -> list[Taken]:
+        """Move what waits, up to a batch, from the queue to ``started`` and return it, oldest first."""
+        self._heartbeat_if_due()
+        entries = self.ledger.take(self.model.max_batch_size, self.model.max_batch_bytes, self._run_ttl)
+        if entries is None:
+            self._wait_while_suspended()
+            return []
+        taken = []
+        for entry in entries:
+            if isinstance(entry, str):
+                self.log.warning("Worker %s: queue entry %.100s has no job, dropped", self.name, entry)
+                continue
+            if entry.job.failure_ttl is None:
+                # Without one, RQ keeps a failed job's result for ever.
+                entry.job.failure_ttl = self.model.failure_ttl
+            self.executions[entry.execution.id] = entry.execution
+            taken.append(entry)
+        self._stopped.clear()
+        self._in_hand = {one.job.id: one for one in taken}
+        if taken:
+            self._state = WorkerStatus.BUSY
+        return taken
+
+    def _wait_for_job(self, seconds: float) -> None:
+        """Block until the queue holds a job; it stays where it is."""
+        if self._state != WorkerStatus.IDLE:
+            self.set_state(WorkerStatus.IDLE)
+        client = self.ledger.connection
+        # Onto itself, left to left: a peek that moves nothing, so that a kill between waiting and taking loses nothing.
+        self._interruptible(client.blmove, self.queue.key, self.queue.key, seconds, "LEFT", "LEFT")
+        if self.model.max_wait_ms:
+            # The configuration asks to wait for company.
+            self._interruptible(time.sleep, self.model.max_wait_ms / 1000)
+
+    def _wait_while_suspended(self) -> None:
+        if self._state != WorkerStatus.SUSPENDED:
+            self.log.info("Worker %s: suspended, run 'rq resume' to go on", self.name)
+            self.set_state(WorkerStatus.SUSPENDED)
+        self._interruptible(time.sleep, 1)
+
+    # -- predict ----------------------------------------------------------------------------------------------------
+
+    def predict(self, taken: list[Taken]) -> list[Ending]:  # noqa: C901 - all that can become of a batch, in one place
+        """Run jobs through the horse and return how each of them ends.
+
+        They go in together. What a death or a hang of the horse leaves undecided is run again, each job alone if it
+        can't be told whose fault it was: so only the guilty fail, and the innocent lose nothing.
+        """
+        endings: list[Ending] = []
+        batch: list[tuple[Taken, Item]] = []
+        for one in taken:
+            try:
+                batch.append((one, self._item(one.job)))
+            except RqModelsError as error:
+                endings.append(self._failure(one, error))
+        groups = [batch] if batch else []
+        while groups:
+            group = groups.pop(0)
+            try:
+                horse = self._warm_horse()
+            except ModelFault as error:
+                endings += [self._failure(one, error) for one, _ in group]
+                continue
+            for one, _ in group:
+                one.job.started_at = now()
+                one.job.model_version = self.lease.serving.version
+            run = horse.predict([item for _, item in group], self._beat)
+            endings += [self._ending(one, outcome) for (one, _), outcome in zip(group, run.outcomes, strict=False)]
+            undecided = group[len(run.outcomes) :]
+            if run.fault is None:
+                continue
+            if not horse.alive:
+                self._drop_horse()
+            first = undecided[0][0]
+            if run.suspects > 1:
+                groups[:0] = [[one] for one in undecided]
+            elif self._kill_was_for not in (None, first.job.id):
+                # A stop that came too late for its own job hit the next one.
+                groups.insert(0, undecided)
+            else:
+                endings.append(self._failure(first, run.fault))
+                if undecided[1:]:
+                    groups.insert(0, undecided[1:])
+            self._kill_was_for = None
+        return endings
+
+    def _item(self, job: ModelJob) -> Item:
+        """Return what the horse is given of a job, or raise InvalidJob; nothing that the job names is imported."""
+        if job.unreadable:
+            job.refuse_callbacks()
+            raise InvalidJob(f"job {job.id} can't be read: {job.unreadable}", job_id=job.id)
+        foreign = [path for path in job.callbacks if path not in self.model.allowed_callbacks]
+        if foreign:
+            job.refuse_callbacks()
+            raise InvalidJob(
+                f"job {job.id} wants '{foreign[0]:.200}' called, which models.{self.queue.name}.allowed_callbacks "
+                "does not list",
+                job_id=job.id,
+            )
+        wanted = f"{FUNCTION_PREFIX}{self.queue.name}"
+        try:
+            name, model, args, kwargs = job.func_name, job.model, job.args, job.kwargs
+        except Exception:  # noqa: BLE001 - undecodable data, of any kind
+            raise InvalidJob(
+                f'the data of job {job.id} is not JSON of the form ["{wanted}", null, [input], {{}}]', job_id=job.id
+            ) from None
+        if model != self.queue.name:
+            raise InvalidJob(
+                f"job {job.id} names '{name!s:.200}'; queue {self.queue.name} runs '{wanted}' only", job_id=job.id
+            )
+        if not isinstance(args, list) or len(args) != 1 or kwargs:
+            raise InvalidJob(f"job {job.id} must have exactly one argument, the input", job_id=job.id)
+        timeout = job.timeout or self.model.job_timeout
+        return Item(job.id, args[0], timeout if timeout > 0 else None)
+
+    def _warm_horse(self) -> Horse:
+        """Return a horse that holds the model; the first job, and the first after a crash, loads it."""
+        horse = self.horse
+        if horse is not None and horse.alive and horse.card is not None:
+            return horse
+        # A failed import leaves half of itself in the process: each attempt gets a fresh one.
+        self._drop_horse()
+        horse = self.horse = Horse(self.queue.name, self.model, self._settings.root, self._log_model)
+        began = time.monotonic()
+        try:
+            # Loading has its own time limit, outside the jobs'.
+            card = horse.start().load(self._beat)
+        except ModelFault as error:
+            self._drop_horse()
+            self.lease.update(state="broken", error=error.message, horse_pid=None, version=None)
+            self.log.error("Worker %s: %s\n%s", self.name, error.message, error.traceback or "")
+            raise
+        publish_card(self.connection, self._card(card))
+        self.lease.update(state="warm", error=None, horse_pid=horse.pid, version=card.get("version") or None)
+        self.log.info("Worker %s: model %s is warm after %.2f s", self.name, horse.name, time.monotonic() - began)
+        return horse
+
+    def _drop_horse(self) -> None:
+        if self.horse is not None:
+            self._loads_of_former_horses += self.horse.loads
+            self.horse.close()
+            self.horse = None
+            if self.lease.serving.state == "warm":
+                self.lease.update(state="cold", horse_pid=None)
+
+    def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:  # noqa: ARG002 - RQ's signature
+        """Kill the horse, from any thread: for stop-job, kill-horse and a cold shutdown."""
+        if self.horse is not None:
+            self.horse.kill()
+
+    # -- decide -----------------------------------------------------------------------------------------------------
+
+    def _ending(self, taken: Taken, outcome: dict[str, Any]) -> Ending:
+        if "error" in outcome:
+            return self._failure(taken, from_record(outcome["error"], traceback=outcome["traceback"]))
+        if taken.job.id in self._stopped:
+            return self._failure(taken, JobCancelled())
+        taken.job.ended_at = now()
+        return Ending(taken, JobStatus.FINISHED, outcome["value"])
+
+    def _failure(self, taken: Taken, error: RqModelsError) -> Ending:
+        """Return how a failed run ends: for good, or with the job back in its queue if this fault may be retried."""
+        job = taken.job
+        job.ended_at = now()
+        if job.id in self._stopped:
+            error = JobCancelled(f"job {job.id} was stopped on request")
+        error.job_id = job.id
+        job.error = error.record()
+        job.may_retry = self._may_retry(job, error)
+        exc_string = error.traceback or f"{type(error).__name__}: {error}"
+        if isinstance(error, JobCancelled):
+            status = JobStatus.STOPPED
+        else:
+            status = JobStatus.QUEUED if job.should_retry else JobStatus.FAILED
+        self.log.warning("Worker %s: job %s %s: %s: %s", self.name, job.id, status, type(error).__name__, error)
+        if self._exc_handlers:
+            call_exception_handlers(self._exc_handlers, job, type(error), error, None)
+        return Ending(taken, status, job.error, exc_string, error)
+
+    def _may_retry(self, job: ModelJob, error: RqModelsError) -> bool:
+        """Decide whether a fault may spend a retry: the system's always, the caller's never, the model's if listed."""
+        if not isinstance(error, ModelFault):
+            return not isinstance(error, CallerFault) and error.retryable
+        if isinstance(error, ModelCrashed) and error.retryable:
+            return True
+        # Retry(...) always brings intervals; the client's own default, for the system's faults, brings none.
+        asked_by_caller = job.retry_intervals is not None
+        return asked_by_caller or not {error.type, type(error).__name__}.isdisjoint(self.model.retry_on)
+
+    # -- finish -----------------------------------------------------------------------------------------------------
+
+    def finish(self, endings: list[Ending]) -> None:
+        """Record how these runs end: the plain ones in one step, the others by RQ's own methods."""
+        plain = [ending for ending in endings if self._is_plain(ending)]
+        others = [ending for ending in endings if not self._is_plain(ending)]
+        for ending, answer in zip(plain, self.ledger.finish(plain) if plain else [], strict=True):
+            if answer == HAS_DEPENDENTS:
+                others.append(ending)
+            elif answer == GIVEN_UP:
+                self.log.warning("Worker %s: job %s was given up meanwhile", self.name, ending.taken.job.id)
+        for ending in others:
+            self._finish_by_rq(ending)
+
+    def _is_plain(self, ending: Ending) -> bool:
+        """Whether nothing hangs on this run but itself; dependents are for the script to see."""
+        job = ending.taken.job
+        if job.callbacks or job.group_id or job.repeats_left or job.has_rate_limit:
+            return False
+        if ending.status == JobStatus.FINISHED:
+            return job.get_result_ttl(self.default_result_ttl) != 0
+        if ending.status == JobStatus.QUEUED:
+            return not job.get_retry_interval()
+        return job.failure_ttl != 0
+
+    def _finish_by_rq(self, ending: Ending) -> None:
+        """Let RQ record this run, with all that hangs on it: dependents, repeats, groups, rate limits, callbacks."""
+        job, execution = ending.taken
+        if not self.ledger.holds(ending.taken):
+            self.log.warning("Worker %s: job %s was given up meanwhile", self.name, job.id)
+            return
+        if ending.status == JobStatus.FINISHED:
+            try:
+                self._finalize_success(job, self.queue, execution, ending.value)
+            except RedisError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a success callback is somebody else's code
+                message = f"the success callback raised {type(error).__name__}: {error}"
+                self._finish_by_rq(self._failure(ending.taken, InvalidJob(message)))
+        elif ending.status == JobStatus.STOPPED:
+            self._stopped_job_id = job.id
+            self._handle_stopped_job(job, self.queue, execution)
+        else:
+            if ending.status == JobStatus.FAILED and ending.error is not None:
+                try:
+                    execute_failure_callback(job, self.death_penalty_class, type(ending.error), ending.error, None)
+                except Exception:
+                    self.log.exception("Worker %s: failure callback of job %s", self.name, job.id)
+            self.handle_job_failure(job, self.queue, exc_string=ending.exc_string or "", execution=execution)
+
+    def handle_execution_ended(self, job: ModelJob, queue: Queue, heartbeat_ttl: int) -> None:  # type: ignore[override]  # noqa: ARG002
+        """Note the end of a run; RQ's own also writes a heartbeat, which the result's save writes anyway."""
+        job.ended_at = job.last_heartbeat = now()
+
+    # -- report -----------------------------------------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        """Keep the worker, its jobs and their executions from being taken for dead while the horse works."""
+        if self._stop_requested and not self._in_hand:
+            # Loading for nobody.
+            raise StopRequested
+        if not self._in_hand:
+            self._heartbeat_if_due()
+        elif time.monotonic() >= self._next_heartbeat:
+            self._next_heartbeat = time.monotonic() + self.job_monitoring_interval / 2
+            try:
+                for job, execution in self._in_hand.values():
+                    self.maintain_heartbeats(job, execution)
+            except RedisError as error:
+                self.log.warning("Worker %s: no heartbeat: %s", self.name, error)
+
+    def _heartbeat_if_due(self) -> None:
+        if time.monotonic() >= self._next_heartbeat:
+            self._next_heartbeat = time.monotonic() + self.job_monitoring_interval / 2
+            with self.connection.pipeline(transaction=False) as pipe:
+                self.heartbeat(pipeline=pipe)
+                pipe.execute()
+
+    @property
+    def _settings(self) -> Settings:
+        assert self.settings is not None  # noqa: S101 - read in work(), before anything asks
+        return self.settings
+
+    def _card(self, card: dict[str, Any]) -> Card:
+        known = {key: card[key] for key in Card.__dataclass_fields__ if key in card and key != "name"}
+        limits = {key: getattr(self.model, key) for key in ("job_timeout", "result_ttl", "failure_ttl", "retries")}
+        return Card(name=self.queue.name, **{**known, **limits})
+
+    def _serving(self) -> Serving:
+        return Serving(lease=self._lease_id, worker=self.name, host=socket.gethostname(), pid=getpid())
+
+    def _refresh(self, serving: Serving) -> Serving:
+        horse = self.horse
+        return replace(serving, loads=self._loads_of_former_horses + (horse.loads if horse else 0))
+
+    def _report_start(self) -> None:
+        read = ", ".join(str(path) for path in self._settings.files)
+        self.log.info("Worker %s: read %s; Redis at %s", self.name, read, self._settings.masked_url)
+        if not RQ_VERSION.startswith(f"{PROVEN_RQ}."):
+            self.log.warning("Worker %s: RQ %s was not tested, %s was", self.name, RQ_VERSION, PROVEN_RQ)
+
+    def _log_model(self, line: str) -> None:
+        horse = self.horse
+        jobs = ",".join(horse.running) if horse else ""
+        _model_log.info("[%s %s%s] %s", self.queue.name, horse.pid if horse else "-", jobs and f" {jobs}", line)
+
+    # -- stop -------------------------------------------------------------------------------------------------------
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler
+        """First SIGTERM or Ctrl-C: finish what is in hand, take nothing more, leave."""
+        self._shutdown_requested_date = now()
+        signal.signal(signal.SIGINT, self.request_force_stop)
+        signal.signal(signal.SIGTERM, self.request_force_stop)
+        self.handle_warm_shutdown_request()
+        self._stop_requested = True
+        if self._may_be_interrupted:
+            raise StopRequested
+
+    def handle_payload(self, message: Any) -> None:
+        """Carry out a command; RQ's own ``stop-job`` knows the first job of a batch only. Runs on the pubsub thread."""
+        payload = parse_payload(message)
+        if payload.get("command") in ("stop-job", "stop-execution"):
+            self._stop_job(payload.get("job_id"))
+        else:
+            super().handle_payload(message)
+
+    def _stop_job(self, job_id: str | None) -> None:
+        if job_id not in self._in_hand:
+            self.log.warning("Worker %s: not working on job %s, command ignored", self.name, job_id)
+            return
+        self._stopped.add(job_id)
+        if self.horse is not None and self.horse.running == (job_id,):
+            # It is alone: nobody else is hurt. In a batch, its result is dropped instead.
+            self._kill_was_for = job_id
+            self.kill_horse()
+
+    def request_force_stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler
+        """Second signal: kill the horse; its job goes back into the queue, as after any kill from outside."""
+        # A terminal's Ctrl-C and a supervisor's SIGTERM often come together; RQ takes two within a second for one.
+        if self._shutdown_requested_date is None or (now() - self._shutdown_requested_date).total_seconds() < 1:
+            return
+        self.log.warning("Worker %s: cold shutdown", self.name)
+        self.kill_horse()
+
+    def _interruptible(self, wait: Callable[..., Any], *args: Any) -> None:
+        """Wait for something while no job is in hand: a request to stop ends it."""
+        if self._stop_requested:
+            raise StopRequested
+        self._may_be_interrupted = True
+        try:
+            # A signal that came between the look above and here has found the flag down.
+            if not self._stop_requested:
+                wait(*args)
+        finally:
+            self._may_be_interrupted = False
+
+    def teardown(self) -> None:
+        """Leave Redis and the machine as if this worker had never been."""
+        if self.horse is not None:
+            self.horse.close()
+        self.lease.release()
+        try:
+            super().teardown()
+        except RedisError as error:
+            self.log.warning("Worker %s: not signed off, Redis is away: %s", self.name, error)
+
+    def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
+        # redis-py's TimeoutError is no ConnectionError: RQ's handler lets the thread die of it, and stop-job with it.
+        if isinstance(exc, RedisTimeoutError):
+            exc = RedisConnectionError(str(exc))
+        super()._pubsub_exception_handler(exc, pubsub, pubsub_thread)
+
+
+_model_log = logging.getLogger("rq.worker.model")
+
+
+def check_queues(queues: list[str], settings: Settings | None = None) -> Settings:
+    """Return the settings, or raise ConfigurationError unless these queues are exactly one configured model.
+
+    With two queues RQ pops without a trace: a worker killed then loses the job for ever.
+    """
+    settings = settings or Settings.load()
+    if len(queues) != 1:
+        raise ConfigurationError(
+            f"a ModelWorker serves exactly one model, not {len(queues)} ({', '.join(queues)}); "
+            "start one worker for each"
+        )
+    settings.model(queues[0])
+    return settings
+
+
+def run_worker(settings: Settings, model: str, log_level: str = "INFO") -> int:
+    """Serve one model in this process until it is stopped; return the exit status.
+
+    Raises:
+        ConfigurationError: the model is not configured.
+        redis.exceptions.RedisError: the server does not answer at the start.
+    """
+    check_queues([model], settings)
+    connection = Redis.from_url(settings.redis_url)
+    name = f"{model}-{socket.gethostname()}-{getpid()}-{uuid.uuid4().hex[:6]}"
+    worker = ModelWorker(
+        [model],
+        name=name,
+        connection=connection,
+        settings=settings,
+        maintenance_interval=30,
+        job_monitoring_interval=10,
+    )
+    worker.work(logging_level=log_level)
+    return 0
