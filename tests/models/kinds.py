@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Dict, List, Optional, TypedDict
+from typing import TypedDict
 
 import ml_model_abc
 import numpy as np
@@ -17,7 +17,7 @@ __version__ = "7.1"
 
 class Flower(BaseModel):
     petal_width: float = Field(examples=[0.2])
-    names: List[str] = []
+    names: list[str] = []
 
 
 class Width(Enum):
@@ -82,8 +82,8 @@ class Untyped:
 @dataclass
 class Petal:
     width: float
-    colours: Dict[str, int] = field(default_factory=dict)
-    note: Optional[str] = None
+    colours: dict[str, int] = field(default_factory=dict)
+    note: str | None = None
 
 
 @dataclass
@@ -108,7 +108,7 @@ class PetalDict(TypedDict):
 
 
 class WithTypedDict:
-    def predict(self, petal: PetalDict) -> Dict[str, bool]:
+    def predict(self, petal: PetalDict) -> dict[str, bool]:
         return {"wide": petal["width"] > 1}
 
 
@@ -128,7 +128,7 @@ class Batched:
             raise ValueError("negative")
         return petal.width > 1
 
-    def predict_batch(self, petals: List[Petal]):
+    def predict_batch(self, petals: list[Petal]):
         self.sizes.append(len(petals))
         return np.array([self.predict(petal) for petal in petals])
 

@@ -38,11 +38,11 @@ class MLModel(ABC):
     def predict(self, data):
         try:
             self.input_schema.validate(data)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as it did
             raise MLModelSchemaValidationException(f"Failed to validate input data: {error}")  # noqa: B904 - as it did
 
 
-class MLModelException(Exception):  # noqa: N818 - its name
+class MLModelException(Exception):
     """Raised by models."""
 
 

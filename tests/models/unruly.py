@@ -1,5 +1,8 @@
 """A model that does what it is told, however bad. Standard library only: it runs on the oldest Python, too."""
 
+# ruff: noqa: T201, BLE001, S110, TRY002, PTH109
+# Printing, swallowing and the rest of it are what it is for.
+
 import os
 import signal
 import subprocess
@@ -100,6 +103,18 @@ class Unruly:
         pid = os.fork()
         return pid and os.WEXITSTATUS(os.waitpid(pid, 0)[1])
 
+    def do_fork_of_a_fork(self):
+        """Return 0 if a file that a fork opened is still open in a fork of its own."""
+        pid = os.fork()
+        if pid == 0:
+            opened = os.open(os.devnull, os.O_RDONLY)
+            pid = os.fork()
+            if pid == 0:
+                os.fstat(opened)
+                os._exit(0)
+            os._exit(os.WEXITSTATUS(os.waitpid(pid, 0)[1]))
+        return os.WEXITSTATUS(os.waitpid(pid, 0)[1])
+
     def do_wait_for_children(self):
         try:
             return os.waitpid(-1, os.WNOHANG)
@@ -113,8 +128,12 @@ class Unruly:
         """The descriptors that a child process would inherit."""
         return [fd for fd in range(3, 64) if _inheritable(fd)]
 
-    def do_huge(self, size):
-        return "x" * size
+    def do_repeat(self, times):
+        return "x" * times
+
+    def do_shrink_frames(self, size):
+        """A frame of the real limit would take all of the memory of a small machine."""
+        sys.modules["_rq_models_host.frames"].MAX_FRAME = size
 
 
 def _inheritable(fd):

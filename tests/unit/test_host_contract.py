@@ -1,7 +1,11 @@
+# ruff: noqa: ARG002, ARG005
+# The models in here take what every model is given, and need not use it.
+
 from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import threading
 from pathlib import Path
@@ -137,7 +141,9 @@ def test_an_older_model_is_given_dicts_with_floats_as_they_came():
 def test_the_card_of_an_mlmodel():
     card = host("Pydantic").card
 
-    assert {key: card[key] for key in ("name", "display_name", "qualified_name", "version", "description", "batch")} == {
+    assert {
+        key: card[key] for key in ("name", "display_name", "qualified_name", "version", "description", "batch")
+    } == {
         "name": "petals",
         "display_name": "Petals",
         "qualified_name": "petals",
@@ -273,7 +279,9 @@ def test_an_exception_is_the_models_fault_with_its_own_traceback():
     assert "host" not in outcome["traceback"].split("test_host_contract")[0]
 
 
-@pytest.mark.parametrize("raised", [SystemExit("enough"), GeneratorExit(), BaseException("base"), MemoryError()], ids=repr)
+@pytest.mark.parametrize(
+    "raised", [SystemExit("enough"), GeneratorExit(), BaseException("base"), MemoryError()], ids=repr
+)
 def test_whatever_the_model_raises_is_an_outcome(raised):
     class Plain:
         def predict(self, data):
@@ -301,7 +309,7 @@ def test_what_the_caller_of_the_model_raises_passes_through(raised):
 
 
 def test_rqs_own_time_limit_is_a_model_timeout():
-    class JobTimeoutException(Exception):  # noqa: N818 - RQ's name
+    class JobTimeoutException(Exception):
         pass
 
     class Plain:
@@ -457,7 +465,7 @@ def test_what_is_missing_is_told(path, message):
     found = refused(path)
 
     assert found.stage == "missing"
-    assert __import__("re").match(message, found.message)
+    assert re.match(message, found.message)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import collections
-import datetime
+import datetime as dt
 import enum
 import math
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ class Point:
 
 
 class Dated(pydantic.BaseModel):
-    day: datetime.date
+    day: dt.date
     values: list[float]
 
 
 class DatedV1(BaseModelV1):
-    day: datetime.date
+    day: dt.date
 
 
 class Shouting(str):
@@ -81,7 +81,7 @@ def test_what_becomes_json(value, expected):
     [
         ({"scores": [1, 2, 3, {4}]}, "output.scores[3]: set is not JSON"),
         ([b"bytes"], "output[0]: bytes is not JSON"),
-        (datetime.date(2026, 1, 2), "output: datetime.date is not JSON"),
+        (dt.date(2026, 1, 2), "output: datetime.date is not JSON"),
         ({"x": np.array([1j])}, "output.x[0]: complex is not JSON"),
         (np.ndarray, "output: type is not JSON"),
         ({(1, 2): 3}, "output: a key of type tuple is not JSON"),
