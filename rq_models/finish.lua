@@ -1,14 +1,16 @@
 -- Finish the runs of a batch: results, failures and retries in one step. What it leaves is what RQ's own methods leave
 -- (worker.handle_job_success, handle_job_failure and job.retry), for jobs without dependents.
 --
--- KEYS  1 rq:wip zset, 2 rq:finished zset, 3 rq:failed zset, 4 queue list, 5 the worker's hash, 6 its set of executions
--- ARGV  1 RQ's key prefix, 2 how many runs; then for each run:
+-- KEYS  1 rq:wip zset, 2 rq:finished zset, 3 rq:failed zset, 4 queue list, 5 the worker's hash, 6 its set of executions,
+--       7 the model's counters
+-- ARGV  1 RQ's key prefix, 2 seconds to keep the counters, 3 how many runs; then for each run:
 --       job id, execution id, 'finished' | 'failed' | 'retry' | 'retry_front', seconds to keep it (-1: for ever),
 --       score in its registry, seconds it took, number of hash fields and values, these, number of stream fields and
---       values, these
+--       values, these, number of counters to raise by one, these
 -- Returns for each run: 1 done; 0 given up meanwhile, by a recovery or a cancel, so nothing was written;
 --       2 it has dependents: nothing was written, RQ's own method must finish it.
-local prefix, at = ARGV[1], 2
+local prefix, at = ARGV[1], 3
+local counts = {}
 
 local function take()
   at = at + 1
@@ -32,9 +34,9 @@ local function keep(key, ttl)
 end
 
 local done = {}
-for n = 1, tonumber(ARGV[2]) do
+for n = 1, tonumber(ARGV[3]) do
   local id, execution, kind, ttl, score, seconds = take(), take(), take(), take(), take(), take()
-  local fields, entry = take_list(), take_list()
+  local fields, entry, counters = take_list(), take_list(), take_list()
   local composite = id .. ':' .. execution
   local job = prefix .. ':job:' .. id
   local retry = kind == 'retry' or kind == 'retry_front'
@@ -49,6 +51,9 @@ for n = 1, tonumber(ARGV[2]) do
     redis.call('SREM', KEYS[6], composite)
     redis.call('HINCRBY', KEYS[5], kind == 'finished' and 'successful_job_count' or 'failed_job_count', 1)
     redis.call('HINCRBYFLOAT', KEYS[5], 'total_working_time', seconds)
+    for _, name in ipairs(counters) do
+      counts[name] = (counts[name] or 0) + 1
+    end
     if redis.call('TYPE', job)['ok'] ~= 'hash' then
       -- Deleted while it ran: there is nothing left to finish.
       done[n] = 0
@@ -71,4 +76,9 @@ for n = 1, tonumber(ARGV[2]) do
     end
   end
 end
+for name, count in pairs(counts) do
+  redis.call('HINCRBY', KEYS[7], name, count)
+end
+redis.call('HINCRBY', KEYS[7], 'batches', 1)
+redis.call('EXPIRE', KEYS[7], ARGV[2])
 return done

@@ -23,6 +23,7 @@ from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now, utcformat
 
 from rq_models.jobs import ModelJob
+from rq_models.registry import BUCKETS, CARD_TTL, counters_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,11 +148,27 @@ class Ledger:
 
     def finish(self, endings: Sequence[Ending]) -> list[int]:
         """Close runs in one step and return for each `DONE`, `GIVEN_UP` or `HAS_DEPENDENTS`."""
-        arguments: list[Any] = [RQ_KEY_PREFIX, len(endings)]
+        arguments: list[Any] = [RQ_KEY_PREFIX, CARD_TTL, len(endings)]
         for ending in endings:
             arguments += self._arguments(ending)
-        keys = [self._wip, self._finished, self._failed, self._queue.key, self._worker_key, self._executions_key]
+        keys = [
+            self._wip,
+            self._finished,
+            self._failed,
+            self._queue.key,
+            self._worker_key,
+            self._executions_key,
+            counters_key(self._queue.name),
+        ]
         return self._finish(keys=keys, args=arguments)  # type: ignore[no-any-return]
+
+    def count(self, *names: str) -> None:
+        """Raise counters of the model by one, for what no script finishes."""
+        with self.connection.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hincrby(counters_key(self._queue.name), name, 1)
+            pipe.expire(counters_key(self._queue.name), CARD_TTL)
+            pipe.execute()
 
     def holds(self, taken: Taken) -> bool:
         """Return whether this run is still this worker's to finish."""
@@ -184,12 +201,13 @@ class Ledger:
             if status != JobStatus.FINISHED:
                 fields["failure_ttl"] = job.failure_ttl
         seconds = (job.ended_at - job.started_at).total_seconds()
+        counters = counters_of(ending)
         flat_fields = [part for pair in fields.items() for part in pair]
         flat_entry = [part for pair in entry.items() for part in pair]
         score_text = "+inf" if score == math.inf else f"{score:.0f}"
         return [
             job.id, execution.id, kind, ttl, score_text, f"{seconds:.6f}",
-            len(flat_fields), *flat_fields, len(flat_entry), *flat_entry,
+            len(flat_fields), *flat_fields, len(flat_entry), *flat_entry, len(counters), *counters,
         ]  # fmt: skip
 
     def _entry(self, ending: Ending, execution: Execution) -> dict[str, Any]:
@@ -209,3 +227,21 @@ class Ledger:
         if job.model_version:
             entry["model_version"] = job.model_version
         return entry
+
+
+def counters_of(ending: Ending) -> list[str]:
+    """Return the names of the model's counters that this run raises."""
+    job, execution = ending.taken
+    if ending.status == JobStatus.FINISHED:
+        names = ["predictions"]
+    else:
+        names = [f"failures:{type(ending.error).__name__}"]
+    if job.enqueued_at is not None:
+        names.append(f"wait:{_bucket((execution.created_at - job.enqueued_at).total_seconds())}")
+    if job.started_at is not None and job.ended_at is not None:
+        names.append(f"model:{_bucket((job.ended_at - job.started_at).total_seconds())}")
+    return names
+
+
+def _bucket(seconds: float) -> str:
+    return next((f"{bound:g}" for bound in BUCKETS if seconds <= bound), "inf")

@@ -6,6 +6,7 @@ Keys, all under ``<RQ's prefix>-models:`` (``rq-models:`` by default):
     rq-models:card:<model>         JSON of `Card`; kept 30 days after the last worker renewed it
     rq-models:serving:<model>      zset of lease ids, scored by their expiry in server time; 30 days
     rq-models:lease:<id>           JSON of `Serving`; expires by itself unless its worker renews it
+    rq-models:counters:<model>     hash of counters, see `Counters`; 30 days after the last job
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ MODELS_KEY = f"{PREFIX}models"
 CARD_TTL = 30 * 24 * 3600
 """Seconds that a model nobody serves any more is remembered as 'nobody serves it' instead of 'no such model'."""
 
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+"""Upper bounds of the histograms' buckets, in seconds."""
+
 T = TypeVar("T")
 Fill: TypeAlias = "Callable[[Any], object]"
 """Puts commands into a pipeline, of a blocking connection or an asyncio one."""
@@ -39,6 +43,11 @@ def card_key(model: str) -> str:
 def serving_key(model: str) -> str:
     """Return the key of the set of leases that serve a model."""
     return f"{PREFIX}serving:{model}"
+
+
+def counters_key(model: str) -> str:
+    """Return the key of a model's counters."""
+    return f"{PREFIX}counters:{model}"
 
 
 def lease_key(lease: str) -> str:
@@ -198,3 +207,41 @@ def read_models(connection: Redis, names: Iterable[str] | None = None) -> list[M
 def read_model(connection: Redis, name: str) -> ModelStatus | None:
     """Return the state of one model, or None if no worker ever published it."""
     return next(iter(read_models(connection, [name])), None)
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a model has done since it was first served, over all its workers.
+
+    Attributes:
+        predictions: jobs that succeeded.
+        failures: runs that failed, by the error's kind; a run that was retried counts.
+        batches: how often runs were finished together, so ``(predictions + failures) / batches`` is the mean size.
+        wait: runs by the seconds they had waited in the queue: for each of `BUCKETS`, and one more, how many.
+        model: runs by the seconds that their prediction took; all of a batch have the batch's.
+        loads: how often a worker loaded the model.
+    """
+
+    predictions: int
+    failures: dict[str, int]
+    batches: int
+    wait: tuple[int, ...]
+    model: tuple[int, ...]
+    loads: int
+
+
+def read_counters(connection: Redis, model: str) -> Counters:
+    """Return a model's counters, all 0 for one that has done nothing."""
+    raw = cast("dict[bytes, bytes]", connection.hgetall(counters_key(model)))
+    found = {name.decode(): int(count) for name, count in raw.items()}
+    labels = [*(f"{bound:g}" for bound in BUCKETS), "inf"]
+    return Counters(
+        predictions=found.get("predictions", 0),
+        failures={
+            name.removeprefix("failures:"): count for name, count in found.items() if name.startswith("failures:")
+        },
+        batches=found.get("batches", 0),
+        wait=tuple(found.get(f"wait:{label}", 0) for label in labels),
+        model=tuple(found.get(f"model:{label}", 0) for label in labels),
+        loads=found.get("loads", 0),
+    )

@@ -44,7 +44,5 @@ for n = 0, tonumber(ARGV[1]) - 1 do
     taken[#taken + 1] = {id, execution, fields}
   end
 end
-if #taken > 0 then
-  redis.call('HSET', KEYS[3], 'state', 'busy')
-end
+redis.call('HSET', KEYS[3], 'state', #taken > 0 and 'busy' or 'idle')
 return taken

@@ -46,7 +46,7 @@ from rq_models.errors import (
 from rq_models.horse import Horse, Item
 from rq_models.jobs import FUNCTION_PREFIX, ModelJob
 from rq_models.lease import LEASE_SECONDS, Lease, own_connection
-from rq_models.ledger import GIVEN_UP, HAS_DEPENDENTS, Ending, Ledger, Taken
+from rq_models.ledger import GIVEN_UP, HAS_DEPENDENTS, Ending, Ledger, Taken, counters_of
 from rq_models.registry import Card, Serving, publish_card
 from rq_models.settings import Settings
 
@@ -138,7 +138,7 @@ class ModelWorker(Worker):
             # RQ's command would print the traceback of anything else.
             raise SystemExit(error.message) from None
         self.ledger = Ledger(
-            own_connection(self.connection, socket_timeout=_PEEK + _NO_REPLY),
+            own_connection(self.connection, socket_timeout=_PEEK + _NO_REPLY, client_name=f"{self.name}:ledger"),
             self.queue,
             self.name,
             self._lease_id,
@@ -222,14 +222,11 @@ class ModelWorker(Worker):
             taken.append(entry)
         self._stopped.clear()
         self._in_hand = {one.job.id: one for one in taken}
-        if taken:
-            self._state = WorkerStatus.BUSY
+        self._state = WorkerStatus.BUSY if entries else WorkerStatus.IDLE
         return taken
 
     def _wait_for_job(self, seconds: float) -> None:
         """Block until the queue holds a job; it stays where it is."""
-        if self._state != WorkerStatus.IDLE:
-            self.set_state(WorkerStatus.IDLE)
         client = self.ledger.connection
         # Onto itself, left to left: a peek that moves nothing, so that a kill between waiting and taking loses nothing.
         self._interruptible(client.blmove, self.queue.key, self.queue.key, seconds, "LEFT", "LEFT")
@@ -336,6 +333,7 @@ class ModelWorker(Worker):
             self.log.error("Worker %s: %s\n%s", self.name, error.message, error.traceback or "")
             raise
         publish_card(self.connection, self._card(card))
+        self.ledger.count("loads")
         self.lease.update(state="warm", error=None, horse_pid=horse.pid, version=card.get("version") or None)
         self.log.info("Worker %s: model %s is warm after %.2f s", self.name, horse.name, time.monotonic() - began)
         return horse
@@ -423,6 +421,7 @@ class ModelWorker(Worker):
         if not self.ledger.holds(ending.taken):
             self.log.warning("Worker %s: job %s was given up meanwhile", self.name, job.id)
             return
+        self.ledger.count("batches", *counters_of(ending))
         if ending.status == JobStatus.FINISHED:
             try:
                 self._finalize_success(job, self.queue, execution, ending.value)

@@ -161,16 +161,14 @@ class Model:
         except BaseException as error:  # noqa: BLE001 - SystemExit and the like must not end the host
             return failure(error, data)
 
-    def predict_many(self, items: List[Any]) -> List[Outcome]:
-        """Predict several inputs and return their outcomes in the same order.
+    def predict_together(self, items: List[Any]) -> Optional[List[Outcome]]:
+        """Predict several inputs in one call of the model's `predict_batch`, and return their outcomes in this order.
 
-        Those that validate go into one call of the model's `predict_batch`. If the model has none, or it raises, each
-        is predicted alone, so that one bad input fails alone.
+        An input that does not validate fails alone, and is not given to the model. None means that the call raised: it
+        takes each input alone to see whose fault that was.
         """
-        if self._predict_batch is None or len(items) < 2:  # noqa: PLR2004 - one is no batch
-            return [self.predict(item) for item in items]
         outcomes: Dict[int, Outcome] = {}
-        values = {}
+        values: Dict[int, Any] = {}
         for index, item in enumerate(items):
             try:
                 values[index] = item if self._convert is None else self._convert(item)
@@ -178,23 +176,24 @@ class Model:
                 raise
             except BaseException as error:  # noqa: BLE001 - as in predict
                 outcomes[index] = failure(error, item)
-        outcomes.update(self._predict_joined(values, items) if values else {})
+        if values:
+            try:
+                results = self._predict_batch(list(values.values()))
+                results = results.tolist() if callable(getattr(results, "tolist", None)) else results
+            except _PASSING:
+                raise
+            except BaseException:  # noqa: BLE001 - as in predict
+                return None
+            outcomes.update(self._share_out(results, list(values)))
         return [outcomes[index] for index in range(len(items))]
 
-    def _predict_joined(self, values: Dict[int, Any], items: List[Any]) -> Dict[int, Outcome]:
-        try:
-            results = self._predict_batch(list(values.values()))
-            results = results.tolist() if callable(getattr(results, "tolist", None)) else results
-        except _PASSING:
-            raise
-        except BaseException:  # noqa: BLE001 - as in predict
-            return {index: self.predict(items[index]) for index in values}
+    def _share_out(self, results: Any, indexes: List[int]) -> Dict[int, Outcome]:
         is_list = isinstance(results, (list, tuple))
-        if not is_list or len(results) != len(values):
+        if not is_list or len(results) != len(indexes):
             got = f"{len(results)} outputs" if is_list else f"one {type(results).__name__}"
-            wrong = f"predict_batch was given {len(values)} inputs and returned {got}"
-            return dict.fromkeys(values, error_outcome("ModelError", None, wrong))
-        return {index: self._outcome(result) for index, result in zip(values, results)}  # noqa: B905 - Python 3.8
+            wrong = f"predict_batch was given {len(indexes)} inputs and returned {got}"
+            return dict.fromkeys(indexes, error_outcome("ModelError", None, wrong))
+        return {index: self._outcome(result) for index, result in zip(indexes, results)}  # noqa: B905 - Python 3.8
 
     def _outcome(self, result: Any) -> Outcome:
         try:

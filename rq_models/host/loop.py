@@ -1,9 +1,11 @@
-"""The horse: answers its parent's questions, one frame each, until there is nobody to ask.
+"""The horse: answers its parent's questions, a frame each, until there is nobody to ask.
 
 ``{"op": "load", "name", "class", "root", "nan"}`` is answered by ``{"op": "loaded", "card", "warmed"}``, or by
 ``{"op": "broken", "stage", "type", "message", "traceback"}`` and may be asked again. ``{"op": "predict", "items"}``,
-where an item is ``{"id", "input", "timeout"}``, is answered by ``{"op": "predicted", "outcomes"}``. Each of these
-answers has ``loads`` and ``seconds``, too. A frame whose JSON can't be read gets ``{"op": "refused", "message"}``.
+where an item is ``{"id", "input", "timeout"}``, is answered by ``{"op": "predicted", "outcomes"}``: by one frame for
+all items when the model predicts them together; else by one frame for each, in order, after an empty one if together
+was tried in vain. Each of these answers has ``loads``, too. A frame whose JSON can't be read gets ``{"op": "refused",
+"message"}``.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ import signal
 import sys
 import time
 from _signal import getsignal  # type: ignore[import-not-found]  # the public one spends 2 µs on making enums
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional, TypeVar
 
 from . import cache, frames
 from .contract import LoadError, Model, Outcome, TimeLimit, error_outcome, failure, load_class, trace
+
+T = TypeVar("T")
 
 _REPEAT = 0.25
 """Seconds after which a prediction that swallowed its time limit is told again."""
@@ -37,9 +41,9 @@ def main(channel: int) -> None:
     _Horse(channel).run()
 
 
-def _guarded(model: Model, data: Any) -> Outcome:
+def _guarded(predict: Callable[[Any], T], data: Any) -> T:
     """Predict. While this function is on the stack, and only then, a time limit may be raised."""
-    return model.predict(data)
+    return predict(data)
 
 
 def _ignore(signum: int, frame: Any) -> None:
@@ -60,6 +64,7 @@ class _Horse:
         self._pid = os.getpid()
         self._name = ""
         self._deadline = 0.0
+        self._where = ""
         self._handlers = ((signal.SIGALRM, self._expire), *((signum, _ignore) for signum in _ENDING))
         # A signal sent to a fork at once would be ignored, as it is here, and lost: it has to wait.
         os.register_at_fork(before=_hold_signals, after_in_parent=_free_signals, after_in_child=self._become_a_child)
@@ -73,25 +78,17 @@ class _Horse:
         self._keep_signals()
         try:
             question = frames.read(self._channel)
-            answer = None if question is None else self._answer(question)
         except frames.FrameError as error:
-            answer = {"op": "refused", "message": str(error)}
-        _flush()
-        if os.getpid() != self._pid:
-            # A fork that the model made in predict came back from it, and would answer as well.
-            os._exit(_STRAY_FORK)
-        if answer is None:
+            self._send({"op": "refused", "message": str(error)})
+            return
+        if question is None:
+            _flush()
             os._exit(0)
-        self._send(answer)
-
-    def _answer(self, question: Dict[str, Any]) -> Dict[str, Any]:
-        started = time.monotonic()
         if question["op"] == "load":
-            answer = self._load(question)
+            self._send(self._load(question))
         else:
-            outcomes = [self._predict(item) for item in question["items"]]
-            answer = {"op": "predicted", "outcomes": outcomes}
-        return {**answer, "seconds": time.monotonic() - started, "loads": cache.LOADS.get(self._name, 0)}
+            for outcomes in self._predict_all(question["items"]):
+                self._send({"op": "predicted", "outcomes": outcomes})
 
     def _load(self, question: Dict[str, Any]) -> Dict[str, Any]:
         name, root = question["name"], question["root"]
@@ -119,25 +116,49 @@ class _Horse:
             return _broken("init", kind, kind, trace(error))
         return {"op": "loaded", "card": model.card, "warmed": example is not None}
 
-    def _predict(self, item: Dict[str, Any]) -> Outcome:
+    def _predict_all(self, items: List[Dict[str, Any]]) -> Iterator[List[Outcome]]:
         model = cache.MODELS.get(self._name)
+        if model is not None and len(items) > 1 and model.card["batch"]:
+            limits = [item["timeout"] for item in items if item["timeout"]]
+            inputs = [item["input"] for item in items]
+            together = self._within(min(limits, default=None), model.predict_together, inputs)
+            # None: it raised, or took too long. One by one it will be seen whose fault that was.
+            yield together or []
+            if together:
+                return
+        for item in items:
+            yield [self._predict(model, item)]
+
+    def _predict(self, model: Optional[Model], item: Dict[str, Any]) -> Outcome:
         if model is None:
             return error_outcome("ModelBroken", None, "the model is not loaded")
         limit: Optional[float] = item["timeout"]
+        try:
+            outcome = self._within(limit, model.predict, item["input"])
+        except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt: nobody but the model can have raised it
+            return failure(error, item["input"])
+        if outcome is None:
+            return error_outcome(
+                "ModelTimeout", None, f"the prediction took longer than job_timeout ({limit:g} s)", self._where
+            )
+        return outcome
+
+    def _within(self, limit: Optional[float], predict: Callable[[Any], T], data: Any) -> Optional[T]:
+        """Return what `predict` does, or None if that took more than `limit` seconds."""
         self._keep_signals()
+        self._where = ""
         self._deadline = time.monotonic() + limit if limit else float("inf")
         try:
             if limit:
                 signal.setitimer(signal.ITIMER_REAL, limit, _REPEAT)
-            outcome = _guarded(model, item["input"])
+            result = _guarded(predict, data)
         except TimeLimit as error:
-            return _late(limit, trace(error))
-        except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt: nobody but the model can have raised it
-            outcome = failure(error, item["input"])
+            self._where = trace(error)
+            return None
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        # The model swallowed the limit, or C code returned after it.
-        return _late(limit) if time.monotonic() >= self._deadline else outcome
+        # The model may have swallowed the limit, or C code may have returned after it.
+        return result if time.monotonic() < self._deadline else None
 
     def _expire(self, _signum: int, frame: Any) -> None:
         left = self._deadline - time.monotonic()
@@ -168,6 +189,11 @@ class _Horse:
         _free_signals()
 
     def _send(self, answer: Dict[str, Any]) -> None:
+        _flush()
+        if os.getpid() != self._pid:
+            # A fork that the model made in predict came back from it, and would answer as well.
+            os._exit(_STRAY_FORK)
+        answer["loads"] = cache.LOADS.get(self._name, 0)
         try:
             frame = frames.encode(answer)
         except frames.FrameError:
@@ -183,10 +209,6 @@ class _Horse:
 
 def _broken(stage: str, kind: Optional[str], message: str, trace: str) -> Dict[str, Any]:
     return {"op": "broken", "stage": stage, "type": kind, "message": message, "traceback": trace}
-
-
-def _late(limit: Optional[float], where: str = "") -> Outcome:
-    return error_outcome("ModelTimeout", None, f"the prediction took longer than job_timeout ({limit:g} s)", where)
 
 
 def _fitting(outcome: Outcome, share: int) -> Outcome:

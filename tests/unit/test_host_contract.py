@@ -305,7 +305,7 @@ def test_what_the_caller_of_the_model_raises_passes_through(raised):
     with pytest.raises(raised):
         hosted(Plain()).predict({})
     with pytest.raises(raised):
-        hosted(Plain()).predict_many([{}, {}])
+        hosted(Plain()).predict_together([{}, {}])
 
 
 def test_rqs_own_time_limit_is_a_model_timeout():
@@ -381,31 +381,22 @@ def test_hints_for_type_checkers_only_are_no_schema():
 def test_a_batch_is_one_call_in_the_same_order():
     instance = construct(load_class("kinds:Batched"))
 
-    outcomes = hosted(instance).predict_many([{"width": 0}, {"width": 2}, {"width": "asdfg"}, {"width": 0.5}])
+    outcomes = hosted(instance).predict_together([{"width": 0}, {"width": 2}, {"width": "asdfg"}, {"width": 0.5}])
 
     assert [outcome.get("value") for outcome in outcomes] == [False, True, None, False]
     assert error(outcomes[2])["message"] == "width: Input should be a valid number, got 'asdfg'"
     assert instance.sizes == [3]
 
 
-def test_in_a_batch_that_raises_only_the_guilty_fails():
-    outcomes = host("Batched").predict_many([{"width": 0}, {"width": -1}, {"width": 2}])
-
-    assert [outcome.get("value") for outcome in outcomes] == [False, None, True]
-    assert error(outcomes[1])["message"] == "negative"
+def test_a_batch_that_raises_leaves_open_whose_fault_it_was():
+    assert host("Batched").predict_together([{"width": 0}, {"width": -1}, {"width": 2}]) is None
 
 
-def test_one_item_or_none_is_no_batch():
+def test_a_batch_of_invalid_inputs_does_not_reach_the_model():
     instance = construct(load_class("kinds:Batched"))
 
-    assert hosted(instance).predict_many([]) == []
-    assert hosted(instance).predict_many([{"width": 2}]) == [{"value": True}]
-    assert [set(one) for one in hosted(instance).predict_many([{}, {}])] == [{"error", "traceback"}] * 2
+    assert [set(one) for one in hosted(instance).predict_together([{}, {}])] == [{"error", "traceback"}] * 2
     assert instance.sizes == []
-
-
-def test_a_model_without_predict_batch_predicts_one_by_one():
-    assert host("WithDataclass").predict_many([{"width": 2}, {}])[0] == {"value": {"wide": True}}
 
 
 @pytest.mark.parametrize(
@@ -419,7 +410,7 @@ def test_a_batch_of_another_length_fails_whole(returned, got):
         def predict_batch(self, items):
             return returned
 
-    outcomes = hosted(Plain()).predict_many([1, 2])
+    outcomes = hosted(Plain()).predict_together([1, 2])
 
     message = f"predict_batch was given 2 inputs and returned {got}"
     assert [error(one)["message"] for one in outcomes] == [message] * 2
@@ -434,7 +425,7 @@ def test_in_a_batch_each_output_is_converted_alone():
         async def predict_batch(self, items):
             return [1, {2}]
 
-    outcomes = hosted(Plain()).predict_many([1, 2])
+    outcomes = hosted(Plain()).predict_together([1, 2])
 
     assert outcomes[0] == {"value": 1}
     assert error(outcomes[1])["kind"] == "InvalidOutput"

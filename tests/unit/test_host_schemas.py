@@ -267,7 +267,7 @@ def test_a_single_class_is_published_without_detours():
     assert "$defs" not in found
 
 
-@pytest.mark.parametrize("hint", [Any, object(), "unresolved", pydantic.BaseModel, complex])
+@pytest.mark.parametrize("hint", [Any, object(), "unresolved", pydantic.BaseModel, complex], ids=lambda hint: type(hint).__name__)
 def test_what_says_nothing_is_not_checked(hint):
     found = shape(hint)
 
@@ -327,7 +327,8 @@ def test_hints_keep_what_required_says():
         (Schema([]), [], []),
         (Schema({"x": object, library.Forbidden("y"): object}), {"x": None}, {"x": None}),
     ],
-    ids=str,
+    # Not its repr, which holds a function's address: parallel test processes must agree on the ids.
+    ids=lambda value: type(value).__name__,
 )
 def test_what_a_schema_object_takes(declared, value, expected):
     found = check(declared, value)

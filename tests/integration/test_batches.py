@@ -1,0 +1,230 @@
+"""Micro-batches across jobs: together for speed, and still each job on its own."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from conftest import wait_until
+from redis import Redis
+from rq.command import send_stop_job_command
+from rq.job import JobStatus
+from rq.serializers import JSONSerializer
+
+from rq_models import Client, InvalidInput, JobCancelled, ModelCrashed, ModelError, ModelTimeout
+from rq_models.registry import read_model
+
+# It tells with each answer how many were predicted together, and does what its input says.
+GROUPED = """
+    import ctypes, os, time
+    from dataclasses import dataclass
+
+    @dataclass
+    class Order:
+        do: str = "answer"
+        path: str = ""
+
+    class Model:
+        def predict(self, order: Order):
+            return self.predict_batch([order])[0]
+
+        def predict_batch(self, orders):
+            for order in orders:
+                if order.do == "raise":
+                    raise ValueError("not this one")
+                if order.do == "crash":
+                    ctypes.string_at(0)
+                if order.do == "hang":
+                    ctypes.CDLL(None).sleep(600)
+                if order.do == "swallow":
+                    while True:
+                        try:
+                            time.sleep(0.05)
+                        except Exception:
+                            pass
+                if order.do == "short":
+                    return []
+                if order.do == "hold":
+                    open(order.path, "w").close()
+                    while not os.path.exists(order.path + ".go"):
+                        time.sleep(0.01)
+            return [len(orders)] * len(orders)
+"""
+
+
+@pytest.fixture
+def client(redis_url):
+    with Client(redis_url, check_worker=False, check_model=False) as client:
+        yield client
+
+
+@pytest.fixture
+def grouped(project, start_worker, client):
+    """A warm worker of a model that predicts in batches."""
+    project.add("grouped", GROUPED, job_timeout=2)
+    worker = start_worker(project, "grouped")
+    assert client.predict("grouped", {}, timeout=60) == 1
+    return worker
+
+
+def outcomes(client: Client, jobs: list) -> list:
+    return client.wait_all(jobs, timeout=100, return_exceptions=True)
+
+
+def test_what_waits_is_predicted_together(grouped, client):
+    jobs = client.enqueue_many("grouped", [{}] * 200)
+    assert outcomes(client, jobs) == [64] * 192 + [8] * 8
+
+
+def test_max_batch_size_is_the_models(project, start_worker, client):
+    project.add("grouped", GROUPED, max_batch_size=3)
+    start_worker(project, "grouped")
+    assert outcomes(client, client.enqueue_many("grouped", [{}] * 7)) == [3] * 6 + [1]
+
+
+def test_max_batch_bytes_ends_a_batch(project, start_worker, client):
+    project.add("grouped", GROUPED, max_batch_bytes=1)
+    start_worker(project, "grouped")
+    assert outcomes(client, client.enqueue_many("grouped", [{}] * 3)) == [1, 1, 1]
+
+
+def test_an_invalid_item_fails_alone(grouped, client):
+    client_without_check = Client(connection=client.connection, check_input=False)
+    jobs = client_without_check.enqueue_many("grouped", [{}, {"do": 3}, {}])
+    first, wrong, last = outcomes(client, jobs)
+    assert (first, last) == (2, 2)
+    assert isinstance(wrong, InvalidInput)
+    client_without_check.close()
+
+
+@pytest.mark.parametrize(
+    ("do", "error", "says"),
+    [
+        ("raise", ModelError, "not this one"),
+        ("crash", ModelCrashed, "SIGSEGV"),
+        ("hang", ModelTimeout, "job_timeout"),
+        ("swallow", ModelTimeout, "job_timeout"),
+    ],
+)
+def test_only_the_guilty_fails_and_the_innocent_lose_no_retry(grouped, client, do, error, says):
+    jobs = client.enqueue_many("grouped", [{}, {}, {"do": do}, {}])
+    *innocent, last = (result for index, result in enumerate(outcomes(client, jobs)) if index != 2)
+    assert [*innocent, last] == [1, 1, 1], "run again, each alone"
+    with pytest.raises(error, match=says):
+        jobs[2].wait(timeout=60)
+    for job in jobs:
+        job.refresh()
+        assert job.retries_left == 3
+
+
+def test_a_batch_of_the_wrong_length_is_the_models_error(grouped, client):
+    for result in outcomes(client, client.enqueue_many("grouped", [{}, {"do": "short"}])):
+        assert isinstance(result, ModelError)
+        assert "given 2 inputs and returned 0 outputs" in str(result)
+
+
+def test_each_jobs_own_timeout_holds(grouped, client):
+    patient = client.enqueue("grouped", {}, job_timeout=90)
+    short = client.enqueue("grouped", {"do": "swallow"}, job_timeout=1)
+    assert patient.wait(timeout=60) in (1, 2)
+    with pytest.raises(ModelTimeout, match="1 s"):
+        short.wait(timeout=60)
+
+
+@pytest.fixture
+def held(grouped, client, tmp_path):
+    """Three jobs in one batch, which is in the middle of its prediction."""
+    path = tmp_path / "held"
+    rows = [{}, {"do": "hold", "path": str(path)}, {}]
+    jobs = client.enqueue_many("grouped", rows, job_timeout=100)
+    wait_until(path.exists, "the batch is being predicted")
+    return jobs, path.with_name("held.go")
+
+
+def test_stop_job_on_one_member_touches_that_member_alone(held, grouped, client, connection):
+    jobs, go = held
+    before = read_model(connection, "grouped").serving[0].horse_pid
+    send_stop_job_command(connection, jobs[0].id, serializer=JSONSerializer)
+    go.touch()
+    assert jobs[1].wait(timeout=60) == 3
+    assert jobs[2].wait(timeout=60) == 3
+    with pytest.raises(JobCancelled, match="stopped"):
+        jobs[0].wait(timeout=60)
+    assert jobs[0].get_status() == JobStatus.STOPPED
+    assert read_model(connection, "grouped").serving[0].horse_pid == before
+
+
+def test_cancel_on_one_member_touches_that_member_alone(held, client):
+    jobs, go = held
+    jobs[2].cancel()
+    go.touch()
+    assert [job.wait(timeout=60) for job in jobs[:2]] == [3, 3]
+    with pytest.raises(JobCancelled):
+        jobs[2].wait(timeout=60)
+    assert jobs[2].get_status() == JobStatus.CANCELED
+
+
+def test_a_horse_killed_from_outside_costs_a_batch_nothing(held, client, connection):
+    jobs, go = held
+    go.touch()
+    read_model(connection, "grouped")
+    import os
+
+    os.killpg(read_model(connection, "grouped").serving[0].horse_pid, signal.SIGKILL)
+    assert all(result in (1, 3) for result in outcomes(client, jobs))
+
+
+def test_a_model_without_predict_batch_is_called_item_by_item(project, start_worker, client):
+    project.add(
+        "single",
+        """
+        import ctypes
+        class Model:
+            calls = 0
+            def predict(self, data):
+                if data == "crash":
+                    ctypes.string_at(0)
+                Model.calls += 1
+                return Model.calls
+        """,
+    )
+    start_worker(project, "single")
+    jobs = client.enqueue_many("single", ["a", "b", "crash", "c", "d"])
+    *_, crashed, fourth, fifth = outcomes(client, jobs)
+    assert isinstance(crashed, ModelCrashed)
+    assert [jobs[0].wait(), jobs[1].wait()] == [1, 2], "what came before the crash counts, and is not run again"
+    assert (fourth, fifth) == (1, 2), "what came after runs in a new process"
+
+
+def test_order_is_kept_and_at_front_goes_first(project, start_worker, client):
+    project.add(
+        "counter",
+        """
+        class Model:
+            calls = 0
+            def predict(self, data):
+                Model.calls += 1
+                return Model.calls
+        """,
+    )
+    jobs = [client.enqueue("counter", None) for _ in range(3)]
+    first = client.enqueue("counter", None, at_front=True)
+    start_worker(project, "counter")
+    assert outcomes(client, [first, *jobs]) == [1, 2, 3, 4]
+
+
+def test_256_queued_jobs_cost_the_worker_at_most_12_round_trips(grouped, client, connection: Redis):
+    def commands() -> int:
+        """Calls of what only a worker's own connection calls, each a round trip of its own."""
+        stats = connection.info("commandstats")
+        return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha", "blmove"))
+
+    def idle() -> bool:
+        return connection.hget(next(connection.scan_iter("rq:worker:grouped*", _type="hash")), "state") == b"idle"
+
+    wait_until(idle, "the worker is idle")
+    before = commands()
+    jobs = client.enqueue_many("grouped", [{}] * 256)
+    assert outcomes(client, jobs) == [64] * 256
+    wait_until(idle, "the worker is idle again")
+    assert commands() - before <= 12
