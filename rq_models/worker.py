@@ -43,12 +43,13 @@ from rq_models.errors import (
     RqModelsError,
     from_record,
 )
-from rq_models.horse import Horse, Item
+from rq_models.horse import Item
 from rq_models.jobs import FUNCTION_PREFIX, ModelJob
 from rq_models.lease import LEASE_SECONDS, Lease, own_connection
 from rq_models.ledger import GIVEN_UP, HAS_DEPENDENTS, Ending, Ledger, Taken, counters_of
 from rq_models.registry import Card, Serving, publish_card
 from rq_models.settings import Settings
+from rq_models.stable import Stable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,12 +83,9 @@ class ModelWorker(Worker):
         for queue in self.queues:
             queue.serializer, queue.job_class = JSONSerializer, ModelJob
         self.settings = settings
-        self.horse: Horse | None = None
         self._lease_id = uuid.uuid4().hex
         self._in_hand: dict[str, Taken] = {}
         self._stopped: set[str] = set()
-        self._kill_was_for: str | None = None
-        self._loads_of_former_horses = 0
         self._may_be_interrupted = False
         self._next_heartbeat = 0.0
 
@@ -105,7 +103,7 @@ class ModelWorker(Worker):
     @property
     def horse_pid(self) -> int:
         """Process id of a horse that is at work, else 0."""
-        return self.horse.pid if self.horse is not None and self.horse.running else 0
+        return self.stable.horse.pid if self.stable.running and self.stable.horse else 0
 
     @property
     def _run_ttl(self) -> int:
@@ -144,6 +142,15 @@ class ModelWorker(Worker):
             self._lease_id,
             self.model.result_ttl,
         )
+        self.stable = Stable(
+            self.queue.name,
+            self.model,
+            self.settings.root,
+            log=self._log_model,
+            warmed=self._report_warm,
+            lost=lambda: self.lease.update(state="cold", horse_pid=None),
+            broken=self._report_broken,
+        )
         self.default_result_ttl = self.model.result_ttl
         if self.model.allowed_callbacks:
             # The operator listed them; RQ imports them here, and they are found beside the models.
@@ -162,7 +169,7 @@ class ModelWorker(Worker):
             if self.model.preload:
                 # If it fails, it is logged and on the card; the first job tries again.
                 with suppress(ModelFault):
-                    self._warm_horse()
+                    self.stable.warm(self._beat)
             done = self._loop(burst, max_jobs, max_idle_time)
         except StopRequested:
             pass
@@ -242,48 +249,36 @@ class ModelWorker(Worker):
 
     # -- predict ----------------------------------------------------------------------------------------------------
 
-    def predict(self, taken: list[Taken]) -> list[Ending]:  # noqa: C901 - all that can become of a batch, in one place
-        """Run jobs through the horse and return how each of them ends.
-
-        They go in together. What a death or a hang of the horse leaves undecided is run again, each job alone if it
-        can't be told whose fault it was: so only the guilty fail, and the innocent lose nothing.
-        """
+    def predict(self, taken: list[Taken]) -> list[Ending]:
+        """Run jobs through the horse and return how each of them ends."""
         endings: list[Ending] = []
-        batch: list[tuple[Taken, Item]] = []
+        items: list[Item] = []
         for one in taken:
             try:
-                batch.append((one, self._item(one.job)))
+                items.append(self._item(one.job))
             except RqModelsError as error:
                 endings.append(self._failure(one, error))
-        groups = [batch] if batch else []
-        while groups:
-            group = groups.pop(0)
-            try:
-                horse = self._warm_horse()
-            except ModelFault as error:
-                endings += [self._failure(one, error) for one, _ in group]
-                continue
-            for one, _ in group:
-                one.job.started_at = now()
-                one.job.model_version = self.lease.serving.version
-            run = horse.predict([item for _, item in group], self._beat)
-            endings += [self._ending(one, outcome) for (one, _), outcome in zip(group, run.outcomes, strict=False)]
-            undecided = group[len(run.outcomes) :]
-            if run.fault is None:
-                continue
-            if not horse.alive:
-                self._drop_horse()
-            first = undecided[0][0]
-            if run.suspects > 1:
-                groups[:0] = [[one] for one in undecided]
-            elif self._kill_was_for not in (None, first.job.id):
-                # A stop that came too late for its own job hit the next one.
-                groups.insert(0, undecided)
+        if not items:
+            return endings
+        try:
+            # Now, so that loading does not count as working on these jobs.
+            self.stable.warm(self._beat)
+        except ModelFault as error:
+            return endings + [self._failure(self._in_hand[item.id], error) for item in items]
+        began = now()
+        for item, came in self.stable.predict(items, self._beat):
+            one = self._in_hand[item.id]
+            one.job.started_at = began
+            one.job.model_version = self.lease.serving.version
+            if isinstance(came, RqModelsError):
+                endings.append(self._failure(one, came))
+            elif "error" in came:
+                endings.append(self._failure(one, from_record(came["error"], traceback=came["traceback"])))
+            elif one.job.id in self._stopped:
+                endings.append(self._failure(one, JobCancelled()))
             else:
-                endings.append(self._failure(first, run.fault))
-                if undecided[1:]:
-                    groups.insert(0, undecided[1:])
-            self._kill_was_for = None
+                one.job.ended_at = now()
+                endings.append(Ending(one, JobStatus.FINISHED, came["value"]))
         return endings
 
     def _item(self, job: ModelJob) -> Item:
@@ -315,51 +310,11 @@ class ModelWorker(Worker):
         timeout = job.timeout or self.model.job_timeout
         return Item(job.id, args[0], timeout if timeout > 0 else None)
 
-    def _warm_horse(self) -> Horse:
-        """Return a horse that holds the model; the first job, and the first after a crash, loads it."""
-        horse = self.horse
-        if horse is not None and horse.alive and horse.card is not None:
-            return horse
-        # A failed import leaves half of itself in the process: each attempt gets a fresh one.
-        self._drop_horse()
-        horse = self.horse = Horse(self.queue.name, self.model, self._settings.root, self._log_model)
-        began = time.monotonic()
-        try:
-            # Loading has its own time limit, outside the jobs'.
-            card = horse.start().load(self._beat)
-        except ModelFault as error:
-            self._drop_horse()
-            self.lease.update(state="broken", error=error.message, horse_pid=None, version=None)
-            self.log.error("Worker %s: %s\n%s", self.name, error.message, error.traceback or "")
-            raise
-        publish_card(self.connection, self._card(card))
-        self.ledger.count("loads")
-        self.lease.update(state="warm", error=None, horse_pid=horse.pid, version=card.get("version") or None)
-        self.log.info("Worker %s: model %s is warm after %.2f s", self.name, horse.name, time.monotonic() - began)
-        return horse
-
-    def _drop_horse(self) -> None:
-        if self.horse is not None:
-            self._loads_of_former_horses += self.horse.loads
-            self.horse.close()
-            self.horse = None
-            if self.lease.serving.state == "warm":
-                self.lease.update(state="cold", horse_pid=None)
-
     def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:  # noqa: ARG002 - RQ's signature
-        """Kill the horse, from any thread: for stop-job, kill-horse and a cold shutdown."""
-        if self.horse is not None:
-            self.horse.kill()
+        """Kill the horse, from any thread: for RQ's kill-horse command and a cold shutdown."""
+        self.stable.kill()
 
     # -- decide -----------------------------------------------------------------------------------------------------
-
-    def _ending(self, taken: Taken, outcome: dict[str, Any]) -> Ending:
-        if "error" in outcome:
-            return self._failure(taken, from_record(outcome["error"], traceback=outcome["traceback"]))
-        if taken.job.id in self._stopped:
-            return self._failure(taken, JobCancelled())
-        taken.job.ended_at = now()
-        return Ending(taken, JobStatus.FINISHED, outcome["value"])
 
     def _failure(self, taken: Taken, error: RqModelsError) -> Ending:
         """Return how a failed run ends: for good, or with the job back in its queue if this fault may be retried."""
@@ -483,8 +438,7 @@ class ModelWorker(Worker):
         return Serving(lease=self._lease_id, worker=self.name, host=socket.gethostname(), pid=getpid())
 
     def _refresh(self, serving: Serving) -> Serving:
-        horse = self.horse
-        return replace(serving, loads=self._loads_of_former_horses + (horse.loads if horse else 0))
+        return replace(serving, loads=self.stable.loads)
 
     def _report_start(self) -> None:
         read = ", ".join(str(path) for path in self._settings.files)
@@ -493,9 +447,19 @@ class ModelWorker(Worker):
             self.log.warning("Worker %s: RQ %s was not tested, %s was", self.name, RQ_VERSION, PROVEN_RQ)
 
     def _log_model(self, line: str) -> None:
-        horse = self.horse
-        jobs = ",".join(horse.running) if horse else ""
-        _model_log.info("[%s %s%s] %s", self.queue.name, horse.pid if horse else "-", jobs and f" {jobs}", line)
+        horse = self.stable.horse
+        jobs = "".join(f" {job_id}" for job_id in self.stable.running)
+        _model_log.info("[%s %s%s] %s", self.queue.name, horse.pid if horse else "-", jobs, line)
+
+    def _report_warm(self, card: dict[str, Any], pid: int) -> None:
+        publish_card(self.connection, self._card(card))
+        self.ledger.count("loads")
+        self.lease.update(state="warm", error=None, horse_pid=pid, version=card.get("version") or None)
+        self.log.info("Worker %s: model %s is warm", self.name, self.queue.name)
+
+    def _report_broken(self, error: ModelFault) -> None:
+        self.lease.update(state="broken", error=error.message, horse_pid=None, version=None)
+        self.log.error("Worker %s: %s\n%s", self.name, error.message, error.traceback or "")
 
     # -- stop -------------------------------------------------------------------------------------------------------
 
@@ -522,10 +486,8 @@ class ModelWorker(Worker):
             self.log.warning("Worker %s: not working on job %s, command ignored", self.name, job_id)
             return
         self._stopped.add(job_id)
-        if self.horse is not None and self.horse.running == (job_id,):
-            # It is alone: nobody else is hurt. In a batch, its result is dropped instead.
-            self._kill_was_for = job_id
-            self.kill_horse()
+        # In a batch, its result is dropped instead.
+        self.stable.stop(job_id)
 
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler
         """Second signal: kill the horse; its job goes back into the queue, as after any kill from outside."""
@@ -549,8 +511,7 @@ class ModelWorker(Worker):
 
     def teardown(self) -> None:
         """Leave Redis and the machine as if this worker had never been."""
-        if self.horse is not None:
-            self.horse.close()
+        self.stable.drop()
         self.lease.release()
         try:
             super().teardown()
