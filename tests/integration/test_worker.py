@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -12,12 +14,15 @@ from conftest import RQ, Project, wait_until
 from redis import Redis
 from rq import Queue, Retry
 from rq.command import send_stop_job_command
-from rq.job import Job, JobStatus
+from rq.job import Job, JobStatus, requeue_job
 from rq.serializers import JSONSerializer
+from rq.webhook import Webhook
 
-from rq_models import Client
+from rq_models import Client, ModelWorker
+from rq_models import worker as worker_module
 from rq_models.errors import InvalidOutput, JobCancelled, ModelBroken, ModelCrashed, ModelError, ModelTimeout
-from rq_models.registry import Serving, read_model
+from rq_models.registry import Serving, read_counters, read_model
+from rq_models.settings import Settings
 
 DOUBLER = """
     class Model:
@@ -426,16 +431,17 @@ class TestOnlyModelsRun:
         self.queue.enqueue_job(job)
         assert "trap_module.spring" in self.failure(job)
 
-    def test_a_webhook_fails_the_job(self):
-        job = self.queue.create_job("rq_models.jobs.echo", args=("x",))
-        job.save()
-        job.connection.hset(
-            job.key, "webhooks", '[{"url": "http://127.0.0.1:9/", "event": "finished", "job_status": "finished"}]'
-        )
-        self.queue.push_job_id(job.id)
-        job.refresh()
-        if job.webhooks:
-            assert "allowed_callbacks" in self.failure(job)
+    def test_a_webhook_fails_the_job_and_is_not_sent(self):
+        with socket.create_server(("127.0.0.1", 0)) as receiver:
+            receiver.setblocking(False)
+            url = f"http://127.0.0.1:{receiver.getsockname()[1]}/"
+            hooks = [Webhook(url, "finished"), Webhook(url, "failed")]
+            job = self.queue.enqueue_call("rq_models.jobs.echo", args=("x",), webhooks=hooks)
+            assert url in self.failure(job)
+            # The worker is done with this job when it has answered the next one.
+            assert self.client.predict("echo", "next", timeout=60) == "next"
+            with pytest.raises(BlockingIOError):
+                receiver.accept()
 
     def test_wrong_arguments_fail(self):
         for args, kwargs in [((), {}), (("a", "b"), {}), (("a",), {"b": 1})]:
@@ -533,3 +539,80 @@ def test_a_missing_interpreter_is_named(project, start_worker, client):
     start_worker(project, "where")
     with pytest.raises(ModelBroken, match="/nowhere/python"):
         client.predict("where", None, timeout=60)
+
+
+def test_a_failed_job_can_be_requeued_by_rqs_own_means(project, start_worker, client, connection, tmp_path):
+    project.add(
+        "mended",
+        """
+        import pathlib
+        class Model:
+            def predict(self, data):
+                if not pathlib.Path(data).exists():
+                    raise FileNotFoundError(data)
+                return "found"
+        """,
+    )
+    start_worker(project, "mended")
+    job = client.enqueue("mended", str(tmp_path / "file"))
+    with pytest.raises(ModelError):
+        job.wait(timeout=60)
+    (tmp_path / "file").touch()
+    requeue_job(job.id, connection=connection, serializer=JSONSerializer)
+    assert client.job(job.id).wait(timeout=60) == "found"
+    assert connection.zscore("rq:failed:mended", job.id) is None
+
+
+def test_a_queued_job_can_be_cancelled_and_never_runs(project, start_worker, client, connection, tmp_path):
+    project.add("echo", SECURITY)
+    with Client(connection=connection, check_model=False, check_worker=False) as early:
+        cancelled, kept = early.enqueue_many("echo", ["cancelled", "kept"])
+    cancelled.cancel()
+    start_worker(project, "echo")
+    assert client.job(kept.id).wait(timeout=60) == "kept"
+    with pytest.raises(JobCancelled):
+        client.job(cancelled.id).wait(timeout=60)
+    assert connection.hget(cancelled.key, "attempts") is None
+
+
+@pytest.mark.parametrize(("nan", "expected"), [("null", [1.0, None, None]), ("error", "output[1]")])
+def test_nan_becomes_null_or_an_error_and_never_invalid_json(project, start_worker, client, nan, expected):
+    project.add("nans", "class Model:\n    def predict(self, data): return [1.0, float('nan'), float('inf')]", nan=nan)
+    start_worker(project, "nans")
+    job = client.enqueue("nans", None)
+    if nan == "null":
+        assert job.wait(timeout=60) == expected
+    else:
+        with pytest.raises(InvalidOutput, match=re.escape(expected)):
+            job.wait(timeout=60)
+
+
+def test_every_attempt_is_counted(project, start_worker, client, connection):
+    project.add("never", "class Model:\n    def predict(self, data): raise OSError('no')")
+    start_worker(project, "never")
+    job = client.enqueue("never", None, retry=Retry(max=2))
+    with pytest.raises(ModelError):
+        job.wait(timeout=60)
+    assert connection.hget(job.key, "attempts") == b"3"
+
+
+def test_counters_count_what_happened(project, start_worker, client, connection):
+    project.add("half", "class Model:\n    def predict(self, data):\n        assert data\n        return data")
+    start_worker(project, "half")
+    jobs = client.enqueue_many("half", [1, 0, 2])
+    client.wait_all(jobs, timeout=60, return_exceptions=True)
+    counters = read_counters(connection, "half")
+    assert (counters.predictions, counters.failures, counters.loads) == (2, {"ModelError": 1}, 1)
+    assert 1 <= counters.batches <= 3
+    assert sum(counters.wait) == sum(counters.model) == 3
+
+
+def test_an_unproven_rq_is_said_at_start(project, connection, monkeypatch, caplog):
+    project.add("echo", SECURITY)
+    monkeypatch.setattr(worker_module, "RQ_VERSION", "3.7.1")
+    monkeypatch.setattr(ModelWorker, "_install_signal_handlers", lambda _: None)
+    monkeypatch.chdir(project.root)
+    worker = ModelWorker(["echo"], connection=connection, settings=Settings.load("config"))
+    with caplog.at_level("WARNING", logger="rq.worker"):
+        worker.work(burst=True)
+    assert "RQ 3.7.1 was not tested" in caplog.text
