@@ -27,11 +27,12 @@ _CALLBACKS = ("_success_callback_name", "_failure_callback_name", "_stopped_call
 
 def __getattr__(name: str) -> Callable[[Any], Any]:
     """Return the prediction function of a configured model."""
-    from rq_models.errors import ConfigurationError  # noqa: PLC0415 - a client that imports ModelJob needs no settings
-    from rq_models.settings import Settings  # noqa: PLC0415 - likewise
-
+    # First of all: importing a name from this module asks for __path__, and a client needs no settings.
     if name.startswith("__"):
         raise AttributeError(name)
+    from rq_models.errors import ConfigurationError  # noqa: PLC0415 - as said above
+    from rq_models.settings import Settings  # noqa: PLC0415 - likewise
+
     try:
         settings = Settings.load()
         model = settings.model(name)

@@ -199,9 +199,7 @@ def spawn(tmp_path: Path) -> Iterator[Callable[..., RunningWorker]]:
 
 
 @pytest.fixture
-def start_worker(
-    spawn: Callable[..., RunningWorker], connection: Redis
-) -> Callable[[Project, str], RunningWorker]:
+def start_worker(spawn: Callable[..., RunningWorker], connection: Redis) -> Callable[[Project, str], RunningWorker]:
     """Start ``rq-models worker MODEL`` and wait until the registry shows it."""
 
     def start(project: Project, model: str, *arguments: str, command: list[str] | None = None) -> RunningWorker:

@@ -73,9 +73,7 @@ def scenario(queue: Queue, name: str) -> None:
         case "failure":
             enqueue("one", "raise")
         case "failure_ttl -1":
-            queue.enqueue_call(
-                "rq_models.jobs.echo", args=("raise",), job_id="one", description="echo", failure_ttl=-1
-            )
+            queue.enqueue_call("rq_models.jobs.echo", args=("raise",), job_id="one", description="echo", failure_ttl=-1)
         case "retries used up":
             enqueue("one", "raise", retry=Retry(max=2))
         case "at_front":
@@ -219,5 +217,3 @@ def test_every_key_of_a_finished_job_has_a_ttl(project: Project, connection: Red
         keys = [key for key in connection.scan_iter("rq:*") if job_id.encode() in key.split(b":")]
         assert len(keys) >= 2
         assert all(connection.ttl(key) > 0 for key in keys)
-
-

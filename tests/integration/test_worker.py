@@ -241,9 +241,7 @@ class TestFailures:
 
     def test_stop_job_stops_it(self, tmp_path):
         flag = tmp_path / "flag"
-        job = self.client.enqueue(
-            "moody", {"do": "hold", "flag": str(flag), "until": "/nowhere"}, job_timeout=100
-        )
+        job = self.client.enqueue("moody", {"do": "hold", "flag": str(flag), "until": "/nowhere"}, job_timeout=100)
         wait_until(flag.exists, "the prediction runs")
         send_stop_job_command(self.connection, job.id, serializer=JSONSerializer)
         with pytest.raises(JobCancelled, match="stopped"):
@@ -301,7 +299,11 @@ def test_retry_on_lists_what_may_be_retried(project, start_worker, client, tmp_p
         ("nowhere.at_all:Model", "", "nowhere"),
         ("broken_module:Nope", "class Model: pass", "Nope"),
         ("broken_module:Model", "import not_installed_anywhere", "not_installed_anywhere"),
-        ("broken_module:Model", "class Model:\n    predict = print\n    def __init__(self): raise OSError('no weights')", "no weights"),
+        (
+            "broken_module:Model",
+            "class Model:\n    predict = print\n    def __init__(self): raise OSError('no weights')",
+            "no weights",
+        ),
     ],
 )
 def test_a_model_that_does_not_load_fails_its_jobs_and_says_why(

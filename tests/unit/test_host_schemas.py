@@ -267,7 +267,9 @@ def test_a_single_class_is_published_without_detours():
     assert "$defs" not in found
 
 
-@pytest.mark.parametrize("hint", [Any, object(), "unresolved", pydantic.BaseModel, complex], ids=lambda hint: type(hint).__name__)
+@pytest.mark.parametrize(
+    "hint", [Any, object(), "unresolved", pydantic.BaseModel, complex], ids=lambda hint: type(hint).__name__
+)
 def test_what_says_nothing_is_not_checked(hint):
     found = shape(hint)
 
