@@ -207,7 +207,7 @@ def test_aliases_count_under_either_name():
         Schema({"a": And(Use(float), lambda n: n > 0)}, ignore_extra_keys=True),
         Schema([{"a": int}]),
     ],
-    ids=str,
+    ids=["keys", "or", "converter", "list"],
 )
 def test_it_is_never_stricter_than_the_schema_library(library):
     published = shape(library)
