@@ -3,13 +3,14 @@
 --
 -- KEYS  1 rq:wip zset, 2 rq:finished zset, 3 rq:failed zset, 4 queue list, 5 the worker's hash, 6 its set of executions,
 --       7 the model's counters
--- ARGV  1 RQ's key prefix, 2 seconds to keep the counters, 3 how many runs; then for each run:
---       job id, execution id, 'finished' | 'failed' | 'retry' | 'retry_front', seconds to keep it (-1: for ever),
---       score in its registry, seconds it took, number of hash fields and values, these, number of stream fields and
---       values, these, number of counters to raise by one, these
+-- ARGV  1 RQ's key prefix, 2 seconds to keep the counters, 3 worker name, 4 time now in whole seconds, 5 how many runs;
+--       then for each run:
+--       job id, execution id, 'finished' | 'failed' | 'retry' | 'retry_front', status, when it started and ended as RQ
+--       writes it, seconds it took, seconds to keep it (-1: for ever), and three lists, each after its length: further
+--       hash fields and values, fields and values of the result entry, counters to raise by one
 -- Returns for each run: 1 done; 0 given up meanwhile, by a recovery or a cancel, so nothing was written;
 --       2 it has dependents: nothing was written, RQ's own method must finish it.
-local prefix, at = ARGV[1], 3
+local prefix, worker, now, at = ARGV[1], ARGV[3], tonumber(ARGV[4]), 5
 local counts = {}
 
 local function take()
@@ -25,17 +26,10 @@ local function take_list()
   return list
 end
 
-local function keep(key, ttl)
-  if ttl == '-1' then
-    redis.call('PERSIST', key)
-  else
-    redis.call('EXPIRE', key, ttl)
-  end
-end
-
 local done = {}
-for n = 1, tonumber(ARGV[3]) do
-  local id, execution, kind, ttl, score, seconds = take(), take(), take(), take(), take(), take()
+for n = 1, tonumber(ARGV[5]) do
+  local id, execution, kind, status, started, ended, seconds = take(), take(), take(), take(), take(), take(), take()
+  local ttl = tonumber(take())
   local fields, entry, counters = take_list(), take_list(), take_list()
   local composite = id .. ':' .. execution
   local job = prefix .. ':job:' .. id
@@ -57,22 +51,28 @@ for n = 1, tonumber(ARGV[3]) do
     if redis.call('TYPE', job)['ok'] ~= 'hash' then
       -- Deleted while it ran: there is nothing left to finish.
       done[n] = 0
-    elseif retry then
-      redis.call('HSET', job, unpack(fields))
-      redis.call(kind == 'retry' and 'RPUSH' or 'LPUSH', KEYS[4], id)
-      done[n] = 1
     else
-      redis.call('HSET', job, unpack(fields))
-      local results = prefix .. ':results:' .. id
-      redis.call('XADD', results, 'MAXLEN', 10, '*', unpack(entry))
-      keep(results, ttl)
-      if ttl ~= '-1' then
-        redis.call('EXPIRE', job, ttl)
-        -- RQ's own spelling, with two colons.
-        redis.call('EXPIRE', prefix .. ':job::' .. id .. ':dependencies', ttl)
-      end
-      redis.call('ZADD', KEYS[kind == 'finished' and 2 or 3], score, id)
       done[n] = 1
+      redis.call('HSET', job, 'status', status, 'started_at', started, 'ended_at', ended, 'last_heartbeat', ended,
+        'worker_name', worker, unpack(fields))
+      if retry then
+        redis.call(kind == 'retry' and 'RPUSH' or 'LPUSH', KEYS[4], id)
+      else
+        local results = prefix .. ':results:' .. id
+        redis.call('XADD', results, 'MAXLEN', 10, '*', unpack(entry))
+        -- Each registry marks "for ever" in its own way.
+        local score = kind == 'finished' and '+inf' or -1
+        if ttl == -1 then
+          redis.call('PERSIST', results)
+        else
+          score = now + ttl
+          redis.call('EXPIRE', results, ttl)
+          redis.call('EXPIRE', job, ttl)
+          -- RQ's own spelling, with two colons.
+          redis.call('EXPIRE', prefix .. ':job::' .. id .. ':dependencies', ttl)
+        end
+        redis.call('ZADD', KEYS[kind == 'finished' and 2 or 3], score, id)
+      end
     end
   end
 end

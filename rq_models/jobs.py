@@ -7,6 +7,9 @@ that name (PEP 562) to a callable that predicts from a module-level cache in thi
 
 from __future__ import annotations
 
+import json
+import zlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rq.job import Job, JobStatus
@@ -55,6 +58,24 @@ def _predictor(name: str, class_path: str, nan: str) -> Callable[[Any], Any]:
     return predict
 
 
+def parse_data(raw: bytes) -> list[Any]:
+    """Return what a job's data field holds: function name, instance, arguments, keyword arguments.
+
+    Raises:
+        ValueError: it is not JSON, compressed or not, of this form.
+    """
+    # A foreign producer need not compress; RQ reads both, too.
+    with suppress(zlib.error):
+        raw = zlib.decompress(raw)
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its data is not JSON: {error}") from None
+    if not isinstance(data, list) or len(data) != 4:  # noqa: PLR2004 - the four above
+        raise ValueError('its data is not of the form ["function", null, [input], {}]')
+    return data
+
+
 class ModelResult(Result):
     """A result stream entry that also says which version of the model made it."""
 
@@ -75,8 +96,6 @@ class ModelJob(Job):
         model_version: version of the model that ran the job, set by the worker before it finishes the job.
         error: record of the failure, likewise.
         may_retry: False when a fault is final, whatever retries are left.
-        missing_fields: fields that RQ would have saved with the job, and that its producer left out.
-        unreadable: why the stored job could not be decoded, if so.
     """
 
     def __init__(
@@ -90,8 +109,6 @@ class ModelJob(Job):
         self.model_version: str | None = None
         self.error: ErrorRecord | None = None
         self.may_retry = True
-        self.unreadable: str | None = None
-        self.missing_fields: list[str] = []
 
     @property
     def model(self) -> str | None:

@@ -1,26 +1,28 @@
 """The ledger: a run of a job is entered in Redis by one script and closed by another, however many jobs come together.
 
 Both scripts are beside this file. Round trips are what a queue costs, and one step is what makes a kill harmless: a job
-is queued or started, started or ended, and never in between.
+is queued or started, started or ended, and never in between. A job passes here as its stored fields; an `rq.job.Job` is
+made of them only where RQ's own methods are needed, because that costs more than the rest of its way.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import math
 import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property, lru_cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rq.defaults import RQ_KEY_PREFIX
 from rq.executions import Execution
 from rq.job import JobStatus
 from rq.results import Result
 from rq.suspension import WORKERS_SUSPENDED
-from rq.utils import now, utcformat
+from rq.utils import now, parse_timeout, utcformat
 
 from rq_models.jobs import ModelJob
 from rq_models.registry import BUCKETS, CARD_TTL, counters_key
@@ -38,33 +40,124 @@ _TAKE = _HERE.joinpath("take.lua").read_text("utf-8")
 _FINISH = _HERE.joinpath("finish.lua").read_text("utf-8")
 GIVEN_UP, DONE, HAS_DEPENDENTS = 0, 1, 2
 """What `Ledger.finish` says of each run."""
+_CALLBACKS = (b"success_callback_name", b"failure_callback_name", b"stopped_callback_name")
 # RQ saves these with every job, empty if unset; a foreign producer may have left them out.
-_EMPTY = ("success_callback_name", "failure_callback_name", "stopped_callback_name", "group_id")
+_ALWAYS = (*_CALLBACKS, b"group_id")
+# What only RQ's own methods know how to finish.
+_HANGING = (*_ALWAYS, b"webhooks", b"repeats_left", b"rate_limit_key")
 
 
-class Taken(NamedTuple):
-    """A job in hand and the record of this run of it."""
+@dataclass(eq=False)
+class Taken:
+    """A job in hand, and this run of it.
 
-    job: ModelJob
-    execution: Execution
+    Attributes:
+        id: the job's.
+        run: the execution's id.
+        fields: the job's hash as it was stored.
+        at: when it was taken.
+        started_at, ended_at: of the prediction, with the rest of its batch.
+        model_version: of the model that ran it.
+    """
+
+    id: str
+    run: str
+    fields: dict[bytes, bytes]
+    at: datetime
+    worker: str
+    queue: str
+    connection: Redis
+    started_at: datetime = field(init=False)
+    ended_at: datetime = field(init=False)
+    model_version: str | None = None
+
+    def __post_init__(self) -> None:
+        self.started_at = self.ended_at = self.at
+
+    def number(self, name: bytes) -> int | None:
+        """Return a stored number, None if there is none; RQ writes timeouts as ``"1h"``, too.
+
+        Raises:
+            ValueError: it is no number.
+        """
+        raw = self.fields.get(name)
+        if not raw:
+            return None
+        try:
+            return int(raw)
+        except ValueError:
+            # RQ's reader raises TimeoutFormatError, a plain Exception.
+            try:
+                return int(parse_timeout(raw.decode()) or 0)
+            except Exception:  # noqa: BLE001 - see above
+                raise ValueError(f"its {name.decode()} is {raw[:40]!r}, not a number of seconds") from None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing hangs on this job but itself; its dependents only the script can see."""
+        return not any(self.fields.get(name) for name in _HANGING)
+
+    @cached_property
+    def execution(self) -> Execution:
+        """The record of this run, for RQ's own methods."""
+        execution = Execution(self.run, self.id, self.connection, worker_name=self.worker)
+        execution.created_at = execution.last_heartbeat = self.at
+        return execution
+
+    @cached_property
+    def job(self) -> ModelJob:
+        """The job, for RQ's own methods; of what can't be read, only the data is left."""
+        job = ModelJob(self.id, connection=self.connection)
+        try:
+            job.restore(self.fields)
+        except Exception:  # noqa: BLE001 - whatever stands in Redis, it is this job's failure only
+            job.data = self.fields.get(b"data", b"")
+        job.origin = self.queue
+        job._status = JobStatus.STARTED  # noqa: SLF001 - the script has written it, as prepare_for_execution does
+        job.started_at = job.last_heartbeat = self.at
+        job.worker_name = self.worker
+        self.execution._job = job  # noqa: SLF001 - as RQ's own Execution.create does
+        return job
 
 
-@dataclass
+@dataclass(eq=False)
 class Ending:
-    """How a run ends; the job's failure_ttl is set by then.
+    """How a run ends.
 
     Attributes:
         status: ``finished``, ``failed``, ``stopped`` or ``queued``, which is a retry.
+        ttl: seconds to keep the job and its result; -1 for ever.
         value: the output of a finished job, or the error record of a failed one.
-        exc_string: the failure as RQ shows it.
         error: the failure itself.
     """
 
     taken: Taken
     status: JobStatus
+    ttl: int = 0
     value: Any = None
-    exc_string: str | None = None
     error: RqModelsError | None = None
+
+    @property
+    def exc_string(self) -> str | None:
+        """The failure as RQ shows it."""
+        if self.error is None:
+            return None
+        return self.error.traceback or f"{type(self.error).__name__}: {self.error}"
+
+    def counters(self) -> list[str]:
+        """Return the names of the model's counters that this run raises."""
+        taken = self.taken
+        succeeded = self.status == JobStatus.FINISHED
+        names = ["predictions" if succeeded else f"failures:{type(self.error).__name__}"]
+        try:
+            # RQ's own reader of its dates takes 20 µs.
+            waited = (taken.at - datetime.fromisoformat(taken.fields[b"enqueued_at"].decode())).total_seconds()
+            names.append(f"wait:{_bucket(waited)}")
+        except (KeyError, ValueError, TypeError):
+            # A foreign producer left it out, or wrote something else.
+            pass
+        names.append(f"model:{_bucket((taken.ended_at - taken.started_at).total_seconds())}")
+        return names
 
 
 class Ledger:
@@ -75,24 +168,23 @@ class Ledger:
         queue: the one queue.
         worker: the worker's name.
         lease: the prefix of its execution ids.
-        result_ttl: seconds that a result is kept if its job does not say; -1 for ever.
     """
 
-    def __init__(self, connection: Redis, queue: Queue, worker: str, lease: str, result_ttl: int) -> None:
+    def __init__(self, connection: Redis, queue: Queue, worker: str, lease: str) -> None:
         self.connection = connection
-        self._queue = queue
+        self._queue = queue.name
         self._worker = worker
         self._lease = lease
-        self._result_ttl = result_ttl
         self._runs = 0
         self._take = connection.register_script(_TAKE)
         self._finish = connection.register_script(_FINISH)
-        name = queue.name
+        self._list = queue.key
         self._worker_key = f"{RQ_KEY_PREFIX}:worker:{worker}"
-        self._executions_key = f"{self._worker_key}:executions"
-        self._wip = f"{RQ_KEY_PREFIX}:wip:{name}"
-        self._finished = f"{RQ_KEY_PREFIX}:finished:{name}"
-        self._failed = f"{RQ_KEY_PREFIX}:failed:{name}"
+        self._executions = f"{self._worker_key}:executions"
+        self._wip = f"{RQ_KEY_PREFIX}:wip:{queue.name}"
+        self._finished = f"{RQ_KEY_PREFIX}:finished:{queue.name}"
+        self._failed = f"{RQ_KEY_PREFIX}:failed:{queue.name}"
+        self._counters = counters_key(queue.name)
 
     def take(self, limit: int, max_bytes: int, ttl: int) -> list[Taken | str] | None:
         """Move up to `limit` jobs from the front of the queue to ``started``; never wait for more than is there.
@@ -105,17 +197,17 @@ class Ledger:
         Returns:
             the jobs, oldest first, with the bare id for an entry that had no job; None while RQ is suspended.
         """
-        started = now()
+        at = now()
         reply = self._take(
-            keys=[self._queue.key, self._wip, self._worker_key, self._executions_key, WORKERS_SUSPENDED],
+            keys=[self._list, self._wip, self._worker_key, self._executions, WORKERS_SUSPENDED],
             args=[
                 limit,
                 RQ_KEY_PREFIX,
                 self._worker,
                 self._lease,
                 self._runs,
-                utcformat(started),
-                started.timestamp(),
+                utcformat(at),
+                at.timestamp(),
                 ttl,
                 max_bytes,
             ],
@@ -123,124 +215,98 @@ class Ledger:
         if reply is None:
             return None
         self._runs += limit
-        return [self._taken(raw_id.decode(errors="backslashreplace"), run.decode(), f) for raw_id, run, f in reply]
-
-    def _taken(self, job_id: str, run: str, fields: list[bytes]) -> Taken | str:
-        if not run:
-            return job_id
-        job = ModelJob(job_id, connection=self.connection)
-        execution = Execution(run, job_id, self.connection, worker_name=self._worker)
-        execution._job = job  # noqa: SLF001 - as RQ's own Execution.create does
-        pairs = iter(fields)
-        record = dict(zip(pairs, pairs, strict=True))
-        job.missing_fields = [name for name in _EMPTY if name.encode() not in record]
-        try:
-            job.restore(record)
-        except Exception as error:  # noqa: BLE001 - whatever stands in Redis, it is this job's failure only
-            job.unreadable = f"{type(error).__name__}: {error}"
-            # Failing it saves it again; what could not be read is not worth keeping but for the data.
-            job.data = record.get(b"data", b"")
-        job.origin = self._queue.name
-        job._status = JobStatus.STARTED  # noqa: SLF001 - the script has written it, as prepare_for_execution does
-        job.started_at = job.last_heartbeat = execution.created_at
-        job.worker_name = self._worker
-        return Taken(job, execution)
+        taken: list[Taken | str] = []
+        for raw_id, run, flat in reply:
+            job_id = raw_id.decode(errors="backslashreplace")
+            if run:
+                fields = dict(zip(flat[::2], flat[1::2], strict=True))
+                taken.append(Taken(job_id, run.decode(), fields, at, self._worker, self._queue, self.connection))
+            else:
+                taken.append(job_id)
+        return taken
 
     def finish(self, endings: Sequence[Ending]) -> list[int]:
         """Close runs in one step and return for each `DONE`, `GIVEN_UP` or `HAS_DEPENDENTS`."""
-        arguments: list[Any] = [RQ_KEY_PREFIX, CARD_TTL, len(endings)]
+        arguments: list[Any] = [RQ_KEY_PREFIX, CARD_TTL, self._worker, int(time.time()), len(endings)]
         for ending in endings:
-            arguments += self._arguments(ending)
+            arguments += _arguments(ending)
         keys = [
             self._wip,
             self._finished,
             self._failed,
-            self._queue.key,
+            self._list,
             self._worker_key,
-            self._executions_key,
-            counters_key(self._queue.name),
+            self._executions,
+            self._counters,
         ]
         return self._finish(keys=keys, args=arguments)  # type: ignore[no-any-return]
+
+    def holds(self, taken: Taken) -> bool:
+        """Return whether this run is still this worker's to finish."""
+        return self.connection.zscore(self._wip, f"{taken.id}:{taken.run}") is not None
 
     def count(self, *names: str) -> None:
         """Raise counters of the model by one, for what no script finishes."""
         with self.connection.pipeline(transaction=False) as pipe:
             for name in names:
-                pipe.hincrby(counters_key(self._queue.name), name, 1)
-            pipe.expire(counters_key(self._queue.name), CARD_TTL)
+                pipe.hincrby(self._counters, name, 1)
+            pipe.expire(self._counters, CARD_TTL)
             pipe.execute()
 
-    def holds(self, taken: Taken) -> bool:
-        """Return whether this run is still this worker's to finish."""
-        return self.connection.zscore(self._wip, taken.execution.composite_key) is not None
 
-    def _arguments(self, ending: Ending) -> list[Any]:
-        (job, execution), status = ending.taken, ending.status
-        assert job.started_at is not None and job.ended_at is not None  # noqa: S101, PT018 - set by take and predict
-        ended = utcformat(job.ended_at)
-        fields: dict[str, Any] = {
-            **dict.fromkeys(job.missing_fields, ""),
-            "status": status.value,
-            "started_at": utcformat(job.started_at),
-            "ended_at": ended,
-            "last_heartbeat": ended,
-            "worker_name": self._worker,
-        }
-        entry: dict[str, Any] = {}
-        if status == JobStatus.QUEUED:
-            kind = "retry_front" if job.enqueue_at_front_on_retry else "retry"
-            ttl, score = 0, 0.0
-            fields |= {"retries_left": (job.retries_left or 1) - 1, "enqueued_at": utcformat(now())}
-        else:
-            kind = "finished" if status == JobStatus.FINISHED else "failed"
-            ttl = job.get_result_ttl(self._result_ttl) if status == JobStatus.FINISHED else job.failure_ttl or 0
-            # Each as its registry writes it: the finished one marks "for ever" by infinity, the failed one by -1.
-            forever = math.inf if status == JobStatus.FINISHED else -1.0
-            score = forever if ttl == -1 else int(time.time()) + ttl
-            entry = self._entry(ending, execution)
-            if status != JobStatus.FINISHED:
-                fields["failure_ttl"] = job.failure_ttl
-        seconds = (job.ended_at - job.started_at).total_seconds()
-        counters = counters_of(ending)
-        flat_fields = [part for pair in fields.items() for part in pair]
-        flat_entry = [part for pair in entry.items() for part in pair]
-        score_text = "+inf" if score == math.inf else f"{score:.0f}"
-        return [
-            job.id, execution.id, kind, ttl, score_text, f"{seconds:.6f}",
-            len(flat_fields), *flat_fields, len(flat_entry), *flat_entry, len(counters), *counters,
-        ]  # fmt: skip
-
-    def _entry(self, ending: Ending, execution: Execution) -> dict[str, Any]:
-        """Return the fields of the result stream, as `rq.results.Result.serialize` and our version field."""
-        job = ending.taken.job
-        succeeded = ending.status == JobStatus.FINISHED
-        kind = Result.Type.SUCCESSFUL if succeeded else Result.Type.FAILED
-        entry: dict[str, Any] = {"type": kind.value, "worker_name": self._worker}
-        if ending.exc_string is not None:
-            entry["exc_string"] = base64.b64encode(zlib.compress(ending.exc_string.encode(errors="replace")))
-        if ending.value is not None:
-            entry["return_value"] = base64.b64encode(json.dumps(ending.value).encode())
-        entry["execution_id"] = execution.id
-        entry["execution_started_at"] = execution.created_at.timestamp()
-        assert job.ended_at is not None  # noqa: S101 - set by whoever made the ending
-        entry["execution_ended_at"] = job.ended_at.timestamp()
-        if job.model_version:
-            entry["model_version"] = job.model_version
-        return entry
-
-
-def counters_of(ending: Ending) -> list[str]:
-    """Return the names of the model's counters that this run raises."""
-    job, execution = ending.taken
-    if ending.status == JobStatus.FINISHED:
-        names = ["predictions"]
+def _arguments(ending: Ending) -> list[Any]:
+    """Return what finish.lua is told of one run, in its order."""
+    taken = ending.taken
+    started, ended = taken.started_at, taken.ended_at
+    fields: list[Any] = []
+    for name in _ALWAYS:
+        if name not in taken.fields:
+            fields += [name, ""]
+    entry: list[Any] = []
+    if ending.status == JobStatus.QUEUED:
+        kind = "retry_front" if taken.fields.get(b"enqueue_at_front_on_retry") == b"1" else "retry"
+        fields += ["retries_left", (taken.number(b"retries_left") or 1) - 1, "enqueued_at", utcformat(now())]
     else:
-        names = [f"failures:{type(ending.error).__name__}"]
-    if job.enqueued_at is not None:
-        names.append(f"wait:{_bucket((execution.created_at - job.enqueued_at).total_seconds())}")
-    if job.started_at is not None and job.ended_at is not None:
-        names.append(f"model:{_bucket((job.ended_at - job.started_at).total_seconds())}")
-    return names
+        kind = "finished" if ending.status == JobStatus.FINISHED else "failed"
+        if kind == "failed":
+            fields += ["failure_ttl", ending.ttl]
+            exc_string = (ending.exc_string or "").encode(errors="replace")
+            entry += ["exc_string", base64.b64encode(zlib.compress(exc_string))]
+        # As `rq.results.Result.serialize`, with the version of the model.
+        result = Result.Type.SUCCESSFUL if kind == "finished" else Result.Type.FAILED
+        entry += ["type", result.value, "worker_name", taken.worker]
+        if ending.value is not None:
+            entry += ["return_value", base64.b64encode(json.dumps(ending.value).encode())]
+        entry += ["execution_id", taken.run, "execution_started_at", _timestamp(taken.at)]
+        entry += ["execution_ended_at", _timestamp(ended)]
+        if taken.model_version:
+            entry += ["model_version", taken.model_version]
+    counters = ending.counters()
+    return [
+        taken.id,
+        taken.run,
+        kind,
+        ending.status.value,
+        _text(started),
+        _text(ended),
+        f"{(ended - started).total_seconds():.6f}",
+        ending.ttl,
+        len(fields),
+        *fields,
+        len(entry),
+        *entry,
+        len(counters),
+        *counters,
+    ]
+
+
+# All of a batch have the same times.
+_text = lru_cache(maxsize=8)(utcformat)
+
+
+@lru_cache(maxsize=8)
+def _timestamp(at: datetime) -> float:
+    return at.timestamp()
 
 
 def _bucket(seconds: float) -> str:

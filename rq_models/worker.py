@@ -44,9 +44,9 @@ from rq_models.errors import (
     from_record,
 )
 from rq_models.horse import Item
-from rq_models.jobs import FUNCTION_PREFIX, ModelJob
+from rq_models.jobs import FUNCTION_PREFIX, ModelJob, parse_data
 from rq_models.lease import LEASE_SECONDS, Lease, own_connection
-from rq_models.ledger import GIVEN_UP, HAS_DEPENDENTS, Ending, Ledger, Taken, counters_of
+from rq_models.ledger import GIVEN_UP, HAS_DEPENDENTS, Ending, Ledger, Taken
 from rq_models.registry import Card, Serving, publish_card
 from rq_models.settings import Settings
 from rq_models.stable import Stable
@@ -140,7 +140,6 @@ class ModelWorker(Worker):
             self.queue,
             self.name,
             self._lease_id,
-            self.model.result_ttl,
         )
         self.stable = Stable(
             self.queue.name,
@@ -205,7 +204,6 @@ class ModelWorker(Worker):
         if taken:
             self.finish(self.predict(taken))
             self._in_hand.clear()
-            self.executions.clear()
         return len(taken)
 
     # -- take -------------------------------------------------------------------------------------------------------
@@ -221,14 +219,10 @@ class ModelWorker(Worker):
         for entry in entries:
             if isinstance(entry, str):
                 self.log.warning("Worker %s: queue entry %.100s has no job, dropped", self.name, entry)
-                continue
-            if entry.job.failure_ttl is None:
-                # Without one, RQ keeps a failed job's result for ever.
-                entry.job.failure_ttl = self.model.failure_ttl
-            self.executions[entry.execution.id] = entry.execution
-            taken.append(entry)
+            else:
+                taken.append(entry)
         self._stopped.clear()
-        self._in_hand = {one.job.id: one for one in taken}
+        self._in_hand = {one.id: one for one in taken}
         self._state = WorkerStatus.BUSY if entries else WorkerStatus.IDLE
         return taken
 
@@ -255,7 +249,7 @@ class ModelWorker(Worker):
         items: list[Item] = []
         for one in taken:
             try:
-                items.append(self._item(one.job))
+                items.append(self._item(one))
             except RqModelsError as error:
                 endings.append(self._failure(one, error))
         if not items:
@@ -265,50 +259,44 @@ class ModelWorker(Worker):
             self.stable.warm(self._beat)
         except ModelFault as error:
             return endings + [self._failure(self._in_hand[item.id], error) for item in items]
-        began = now()
+        began, version = now(), self.lease.serving.version
         for item, came in self.stable.predict(items, self._beat):
             one = self._in_hand[item.id]
-            one.job.started_at = began
-            one.job.model_version = self.lease.serving.version
+            one.started_at, one.model_version = began, version
+            one.ended_at = now()
             if isinstance(came, RqModelsError):
                 endings.append(self._failure(one, came))
             elif "error" in came:
                 endings.append(self._failure(one, from_record(came["error"], traceback=came["traceback"])))
-            elif one.job.id in self._stopped:
+            elif one.id in self._stopped:
                 endings.append(self._failure(one, JobCancelled()))
             else:
-                one.job.ended_at = now()
-                endings.append(Ending(one, JobStatus.FINISHED, came["value"]))
+                endings.append(Ending(one, JobStatus.FINISHED, self._ttl(one, b"result_ttl"), came["value"]))
         return endings
 
-    def _item(self, job: ModelJob) -> Item:
+    def _item(self, taken: Taken) -> Item:
         """Return what the horse is given of a job, or raise InvalidJob; nothing that the job names is imported."""
-        if job.unreadable:
-            job.refuse_callbacks()
-            raise InvalidJob(f"job {job.id} can't be read: {job.unreadable}", job_id=job.id)
-        foreign = [path for path in job.callbacks if path not in self.model.allowed_callbacks]
-        if foreign:
-            job.refuse_callbacks()
-            raise InvalidJob(
-                f"job {job.id} wants '{foreign[0]:.200}' called, which models.{self.queue.name}.allowed_callbacks "
-                "does not list",
-                job_id=job.id,
-            )
-        wanted = f"{FUNCTION_PREFIX}{self.queue.name}"
+        job_id, wanted = taken.id, f"{FUNCTION_PREFIX}{self.queue.name}"
+        if not taken.is_plain:
+            for path in taken.job.callbacks:
+                if path not in self.model.allowed_callbacks:
+                    taken.job.refuse_callbacks()
+                    raise InvalidJob(
+                        f"job {job_id} wants '{path:.200}' called, which models.{self.queue.name}.allowed_callbacks "
+                        "does not list"
+                    )
         try:
-            name, model, args, kwargs = job.func_name, job.model, job.args, job.kwargs
-        except Exception:  # noqa: BLE001 - undecodable data, of any kind
-            raise InvalidJob(
-                f'the data of job {job.id} is not JSON of the form ["{wanted}", null, [input], {{}}]', job_id=job.id
-            ) from None
-        if model != self.queue.name:
-            raise InvalidJob(
-                f"job {job.id} names '{name!s:.200}'; queue {self.queue.name} runs '{wanted}' only", job_id=job.id
-            )
+            name, instance, args, kwargs = parse_data(taken.fields.get(b"data", b""))
+            timeout = taken.number(b"timeout") or self.model.job_timeout
+            for limit in (b"result_ttl", b"failure_ttl", b"retries_left"):
+                taken.number(limit)
+        except ValueError as error:
+            raise InvalidJob(f"job {job_id} can't be read: {error}") from None
+        if name != wanted or instance is not None:
+            raise InvalidJob(f"job {job_id} names '{name!s:.200}'; queue {self.queue.name} runs '{wanted}' only")
         if not isinstance(args, list) or len(args) != 1 or kwargs:
-            raise InvalidJob(f"job {job.id} must have exactly one argument, the input", job_id=job.id)
-        timeout = job.timeout or self.model.job_timeout
-        return Item(job.id, args[0], timeout if timeout > 0 else None)
+            raise InvalidJob(f"job {job_id} must have exactly one argument, the input")
+        return Item(job_id, args[0], timeout if timeout > 0 else None)
 
     def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:  # noqa: ARG002 - RQ's signature
         """Kill the horse, from any thread: for RQ's kill-horse command and a cold shutdown."""
@@ -318,32 +306,38 @@ class ModelWorker(Worker):
 
     def _failure(self, taken: Taken, error: RqModelsError) -> Ending:
         """Return how a failed run ends: for good, or with the job back in its queue if this fault may be retried."""
-        job = taken.job
-        job.ended_at = now()
-        if job.id in self._stopped:
-            error = JobCancelled(f"job {job.id} was stopped on request")
-        error.job_id = job.id
-        job.error = error.record()
-        job.may_retry = self._may_retry(job, error)
-        exc_string = error.traceback or f"{type(error).__name__}: {error}"
+        if taken.id in self._stopped:
+            error = JobCancelled(f"job {taken.id} was stopped on request")
+        error.job_id = taken.id
         if isinstance(error, JobCancelled):
             status = JobStatus.STOPPED
         else:
-            status = JobStatus.QUEUED if job.should_retry else JobStatus.FAILED
-        self.log.warning("Worker %s: job %s %s: %s: %s", self.name, job.id, status, type(error).__name__, error)
+            status = JobStatus.QUEUED if self._may_retry(taken, error) else JobStatus.FAILED
+        self.log.warning("Worker %s: job %s %s: %s: %s", self.name, taken.id, status, type(error).__name__, error)
         if self._exc_handlers:
-            call_exception_handlers(self._exc_handlers, job, type(error), error, None)
-        return Ending(taken, status, job.error, exc_string, error)
+            call_exception_handlers(self._exc_handlers, taken.job, type(error), error, None)
+        return Ending(taken, status, self._ttl(taken, b"failure_ttl"), error.record(), error)
 
-    def _may_retry(self, job: ModelJob, error: RqModelsError) -> bool:
+    def _may_retry(self, taken: Taken, error: RqModelsError) -> bool:
         """Decide whether a fault may spend a retry: the system's always, the caller's never, the model's if listed."""
+        if isinstance(error, CallerFault) or not (taken.number(b"retries_left") or 0) > 0:
+            return False
         if not isinstance(error, ModelFault):
-            return not isinstance(error, CallerFault) and error.retryable
+            return error.retryable
         if isinstance(error, ModelCrashed) and error.retryable:
             return True
         # Retry(...) always brings intervals; the client's own default, for the system's faults, brings none.
-        asked_by_caller = job.retry_intervals is not None
+        asked_by_caller = bool(taken.fields.get(b"retry_intervals"))
         return asked_by_caller or not {error.type, type(error).__name__}.isdisjoint(self.model.retry_on)
+
+    def _ttl(self, taken: Taken, name: bytes) -> int:
+        """Return for how long a job is kept: what it says, else what the model's settings say."""
+        try:
+            ttl = taken.number(name)
+        except ValueError:
+            ttl = None
+        default = self.default_result_ttl if name == b"result_ttl" else self.model.failure_ttl
+        return default if ttl is None else ttl
 
     # -- finish -----------------------------------------------------------------------------------------------------
 
@@ -355,28 +349,27 @@ class ModelWorker(Worker):
             if answer == HAS_DEPENDENTS:
                 others.append(ending)
             elif answer == GIVEN_UP:
-                self.log.warning("Worker %s: job %s was given up meanwhile", self.name, ending.taken.job.id)
+                self.log.warning("Worker %s: job %s was given up meanwhile", self.name, ending.taken.id)
         for ending in others:
             self._finish_by_rq(ending)
 
     def _is_plain(self, ending: Ending) -> bool:
-        """Whether nothing hangs on this run but itself; dependents are for the script to see."""
-        job = ending.taken.job
-        if job.callbacks or job.group_id or job.repeats_left or job.has_rate_limit:
-            return False
-        if ending.status == JobStatus.FINISHED:
-            return job.get_result_ttl(self.default_result_ttl) != 0
         if ending.status == JobStatus.QUEUED:
-            return not job.get_retry_interval()
-        return job.failure_ttl != 0
+            intervals = ending.taken.fields.get(b"retry_intervals", b"")
+            # Retries that wait go through RQ's scheduled registry.
+            return ending.taken.is_plain and intervals.strip(b"[0, ]") == b""
+        # A job that is not kept at all is deleted with all its traces.
+        return ending.taken.is_plain and ending.ttl != 0
 
     def _finish_by_rq(self, ending: Ending) -> None:
         """Let RQ record this run, with all that hangs on it: dependents, repeats, groups, rate limits, callbacks."""
-        job, execution = ending.taken
-        if not self.ledger.holds(ending.taken):
-            self.log.warning("Worker %s: job %s was given up meanwhile", self.name, job.id)
+        taken, job, execution = ending.taken, ending.taken.job, ending.taken.execution
+        if not self.ledger.holds(taken):
+            self.log.warning("Worker %s: job %s was given up meanwhile", self.name, taken.id)
             return
-        self.ledger.count("batches", *counters_of(ending))
+        self.ledger.count("batches", *ending.counters())
+        job.started_at, job.ended_at, job.model_version = taken.started_at, taken.ended_at, taken.model_version
+        job.redis_server_version = self.get_redis_server_version()
         if ending.status == JobStatus.FINISHED:
             try:
                 self._finalize_success(job, self.queue, execution, ending.value)
@@ -384,17 +377,19 @@ class ModelWorker(Worker):
                 raise
             except Exception as error:  # noqa: BLE001 - a success callback is somebody else's code
                 message = f"the success callback raised {type(error).__name__}: {error}"
-                self._finish_by_rq(self._failure(ending.taken, InvalidJob(message)))
-        elif ending.status == JobStatus.STOPPED:
+                self._finish_by_rq(self._failure(taken, InvalidJob(message)))
+            return
+        job.failure_ttl, job.error, job.may_retry = ending.ttl, ending.value, ending.status == JobStatus.QUEUED
+        if ending.status == JobStatus.STOPPED:
             self._stopped_job_id = job.id
             self._handle_stopped_job(job, self.queue, execution)
-        else:
-            if ending.status == JobStatus.FAILED and ending.error is not None:
-                try:
-                    execute_failure_callback(job, self.death_penalty_class, type(ending.error), ending.error, None)
-                except Exception:
-                    self.log.exception("Worker %s: failure callback of job %s", self.name, job.id)
-            self.handle_job_failure(job, self.queue, exc_string=ending.exc_string or "", execution=execution)
+            return
+        if ending.status == JobStatus.FAILED and ending.error is not None:
+            try:
+                execute_failure_callback(job, self.death_penalty_class, type(ending.error), ending.error, None)
+            except Exception:
+                self.log.exception("Worker %s: failure callback of job %s", self.name, job.id)
+        self.handle_job_failure(job, self.queue, exc_string=ending.exc_string or "", execution=execution)
 
     def handle_execution_ended(self, job: ModelJob, queue: Queue, heartbeat_ttl: int) -> None:  # type: ignore[override]  # noqa: ARG002
         """Note the end of a run; RQ's own also writes a heartbeat, which the result's save writes anyway."""
@@ -412,8 +407,8 @@ class ModelWorker(Worker):
         elif time.monotonic() >= self._next_heartbeat:
             self._next_heartbeat = time.monotonic() + self.job_monitoring_interval / 2
             try:
-                for job, execution in self._in_hand.values():
-                    self.maintain_heartbeats(job, execution)
+                for taken in self._in_hand.values():
+                    self.maintain_heartbeats(taken.job, taken.execution)
             except RedisError as error:
                 self.log.warning("Worker %s: no heartbeat: %s", self.name, error)
 

@@ -462,7 +462,7 @@ class TestOnlyModelsRun:
         job.save()
         job.connection.hset(job.key, mapping={"data": pickle.dumps(Trap()), "meta": pickle.dumps(Trap())})
         self.queue.push_job_id(job.id)
-        assert "not JSON" in self.failure(Job(job.id, connection=job.connection, serializer=JSONSerializer))
+        assert "is not JSON" in self.failure(Job(job.id, connection=job.connection, serializer=JSONSerializer))
 
     def test_a_queue_entry_without_a_job_is_dropped_and_logged(self):
         self.queue.push_job_id("no-such-job")
