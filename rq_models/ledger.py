@@ -40,6 +40,7 @@ _TAKE = _HERE.joinpath("take.lua").read_text("utf-8")
 _FINISH = _HERE.joinpath("finish.lua").read_text("utf-8")
 GIVEN_UP, DONE, HAS_DEPENDENTS = 0, 1, 2
 """What `Ledger.finish` says of each run."""
+_CLAIM_SECONDS = 3600
 _CALLBACKS = (b"success_callback_name", b"failure_callback_name", b"stopped_callback_name")
 # RQ saves these with every job, empty if unset; a foreign producer may have left them out.
 _ALWAYS = (*_CALLBACKS, b"group_id")
@@ -241,9 +242,13 @@ class Ledger:
         ]
         return self._finish(keys=keys, args=arguments)  # type: ignore[no-any-return]
 
-    def holds(self, taken: Taken) -> bool:
-        """Return whether this run is still this worker's to finish."""
-        return self.connection.zscore(self._wip, f"{taken.id}:{taken.run}") is not None
+    def claim(self, taken: Taken) -> bool:
+        """Return whether this run is still this worker's to finish, and keep it so while RQ's own methods finish it.
+
+        They take several round trips and have no fence. For that time no cleanup may take the run for abandoned.
+        """
+        later = {f"{taken.id}:{taken.run}": int(time.time()) + _CLAIM_SECONDS}
+        return self.connection.zadd(self._wip, later, xx=True, ch=True) == 1
 
     def count(self, *names: str) -> None:
         """Raise counters of the model by one, for what no script finishes."""

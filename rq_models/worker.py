@@ -38,6 +38,7 @@ from rq_models.errors import (
     ConfigurationError,
     InvalidJob,
     JobCancelled,
+    JobLost,
     ModelCrashed,
     ModelFault,
     RqModelsError,
@@ -202,7 +203,13 @@ class ModelWorker(Worker):
         """Take what there is now, run it, and return how many jobs that was; never wait for more."""
         taken = self.take()
         if taken:
-            self.finish(self.predict(taken))
+            try:
+                endings = self.predict(taken)
+            except Exception as error:  # a bug of ours must cost no job more than a retry
+                self.log.exception("Worker %s: unexpected error", self.name)
+                lost = JobLost(f"the worker failed unexpectedly: {type(error).__name__}: {error}")
+                endings = [self._failure(one, lost) for one in taken]
+            self.finish(endings)
             self._in_hand.clear()
         return len(taken)
 
@@ -364,7 +371,7 @@ class ModelWorker(Worker):
     def _finish_by_rq(self, ending: Ending) -> None:
         """Let RQ record this run, with all that hangs on it: dependents, repeats, groups, rate limits, callbacks."""
         taken, job, execution = ending.taken, ending.taken.job, ending.taken.execution
-        if not self.ledger.holds(taken):
+        if not self.ledger.claim(taken):
             self.log.warning("Worker %s: job %s was given up meanwhile", self.name, taken.id)
             return
         self.ledger.count("batches", *ending.counters())

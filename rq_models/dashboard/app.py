@@ -4,76 +4,70 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import rq_dashboard
-from flask import Flask, abort, current_app, jsonify, render_template, request, url_for
-from jinja2 import FileSystemLoader
+from flask import Flask, Response, jsonify, render_template, request, url_for
+from jinja2 import DictLoader
 from redis import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from rq import Queue
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
-from rq.registry import FailedJobRegistry
 from rq.serializers import JSONSerializer
-from werkzeug.exceptions import HTTPException
 
-from rq_models.dashboard.guard import Guard, page_nonce
-from rq_models.dashboard.records import (
-    REGISTRIES,
-    DashboardJob,
-    DashboardQueue,
-    DashboardWorker,
-    page_of_jobs,
-    requeue,
-)
+from rq_models.dashboard import metrics
+from rq_models.dashboard.guard import Guard
+from rq_models.dashboard.records import StoredJob, StoredWorker, page_of_jobs, read_job
 from rq_models.registry import read_models
 from rq_models.settings import check_url, mask_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from flask.typing import ResponseReturnValue
-    from jinja2 import Environment
 
-POLL_INTERVAL = 2500
-"""Milliseconds between two looks of an open page."""
-CONNECT_TIMEOUT = 3
-SOCKET_TIMEOUT = 10
+DEFAULT_HOST = "127.0.0.1"
 _PACKAGE = Path(rq_dashboard.__file__).parent
-_MAX_PER_PAGE = 1000
-_MAX_PAGE = 10**9
+_METADATA = "<p><strong>Metadata</strong>"
+_OURS = """
+<% if (d.error) { %><p><strong>Error</strong>:<br><%- d.error.kind %>: <%- d.error.message %></p><% } %>
+<p><strong>Model version</strong>:<br><%- d.model_version %></p>
+<p><strong>Attempts</strong>:<br><%- d.attempts %></p>
+"""
 
 
-class Dashboard(Flask):
-    """A Flask application that carries the connection where rq-dashboard's views look for it."""
+def create_app(
+    redis_url: str, host: str = DEFAULT_HOST, username: str | None = None, password: str | None = None
+) -> Flask:
+    """Return the dashboard as a WSGI application.
 
-    redis_conn: Redis
+    Args:
+        redis_url: the server to show; its password is on no page and in no error.
+        host: the address that the application will be bound to. On any that is not loopback, user name and password
+            are required.
+        username: asked for by HTTP basic authentication together with `password`; both or neither.
+        password: see `username`.
 
-    def select_jinja_autoescape(self, filename: str | None) -> bool:  # noqa: ARG002 - Flask's signature
-        """Escape in every template: Flask leaves out those named ``.js``, which are parts of pages here."""
-        return True
+    One process must serve all requests: the token that its buttons send is made here and differs between processes.
 
-
-def build(redis_url: str, guard: Guard) -> Dashboard:
-    """Return the application; see `rq_models.dashboard.create_app`."""
+    Raises:
+        ConfigurationError: user name or password is missing, or the Redis address is none.
+    """
+    guard = Guard(host, username, password)
     check_url(redis_url, "the dashboard's Redis address")
-    app = Dashboard(__name__, static_folder=_PACKAGE / "static")
-    # One client with a pool is safe for all threads; rq-dashboard puts a new one on the application at each request.
-    app.redis_conn = Redis.from_url(redis_url, socket_connect_timeout=CONNECT_TIMEOUT, socket_timeout=SOCKET_TIMEOUT)
+    app = Flask(__name__, static_folder=_PACKAGE / "static")
+    # One client with a pool is safe for all threads.
+    redis = Redis.from_url(redis_url, socket_connect_timeout=3, socket_timeout=10)
+    app.redis_conn = redis  # type: ignore[attr-defined] # where rq-dashboard's views look for it
     masked = mask_url(redis_url)
     app.config["RQ_DASHBOARD_REDIS_URL"] = (masked,)  # its only use is to be shown
+    app.jinja_env.autoescape = True  # Flask leaves out templates named ``.js``, which are parts of pages here
     views = _load_views()
     app.before_request(guard.check)
-    app.before_request(_check_arguments)
     app.after_request(guard.seal)
     app.context_processor(
         lambda: {
-            "csp_nonce": page_nonce(),
             "csrf_token": guard.token,
-            "poll_interval": POLL_INTERVAL,
+            "poll_interval": 2500,  # ms
             "rq_url_prefix": url_for("rq_dashboard.queues_overview"),
             "current_instance": 0,
             "instance_list": [masked],
@@ -82,10 +76,13 @@ def build(redis_url: str, guard: Guard) -> Dashboard:
         }
     )
     app.register_blueprint(views.blueprint)
-    app.view_functions["rq_dashboard.requeue_all"] = _requeue_all
-    app.view_functions["rq_dashboard.jobs_overview"] = _first_queue(app.view_functions["rq_dashboard.jobs_overview"])
-    app.add_url_rule("/models", "models", _models)
-    _handle_errors(app, masked)
+    app.view_functions["rq_dashboard.job_info"] = lambda job_id, **_: jsonify(read_job(redis, job_id))
+    app.add_url_rule("/models", "models", lambda: _models(redis))
+    app.add_url_rule("/metrics", "metrics", lambda: Response(metrics.render(redis), content_type=metrics.CONTENT_TYPE))
+    said = f"Redis at {masked} does not answer as it should"
+    app.register_error_handler(RedisError, lambda error: _sentence(503, f"{said} ({error})"))
+    app.register_error_handler(NoSuchJobError, lambda _: _sentence(404, "There is no such job; it may have expired"))
+    app.register_error_handler(InvalidJobOperation, lambda error: _sentence(409, str(error) or "Not possible now"))
     return app
 
 
@@ -93,137 +90,47 @@ def _load_views() -> Any:
     """Return a copy of rq-dashboard's module of views that reads through our classes.
 
     Its views look these names up in their module. The copy is ours alone: whatever else imports rq_dashboard in this
-    process keeps the module as released, and each application has its own.
+    process keeps the module as released.
     """
-    name = f"{rq_dashboard.__name__}._rq_models"
-    spec = importlib.util.spec_from_file_location(name, rq_dashboard.web.__file__)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{rq_dashboard.web.__file__} cannot be loaded")
+    spec: Any = importlib.util.find_spec("rq_dashboard.web")
     views: Any = importlib.util.module_from_spec(spec)
-    sys.modules[name] = views  # where Flask looks up the folder of a blueprint while it is made
-    try:
-        spec.loader.exec_module(views)
-    finally:
-        del sys.modules[name]
+    spec.loader.exec_module(views)
     views.config.serializer = JSONSerializer
-    views.Job, views.Queue, views.Worker = DashboardJob, DashboardQueue, DashboardWorker
-    views.requeue_job = requeue
-    views.format_job_description = lambda job: job.label
-    views.get_queue_registry_jobs_count = lambda *where: _serialized(views, *page_of_jobs(*where))
+    views.Job, views.Worker = StoredJob, StoredWorker
+    views.requeue_job = lambda job_id, connection: StoredJob.fetch(job_id, connection=connection).requeue()
+    views.get_queue_registry_jobs_count = page_of_jobs
+    views.serialize_current_job = lambda job: job or "idle"
     views.RedisConnectionError = ()  # caught by no view: our handler answers, and not with a 200
-    views.blueprint.before_request_funcs.clear()  # the one that exchanges the application's connection
-    views.blueprint.jinja_loader = _SafeTemplates(_PACKAGE / "templates")
+    # The one that puts a new connection on the application at each request.
+    views.blueprint.before_request_funcs.clear()
+    folder = _PACKAGE / "templates"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    views.blueprint.jinja_loader = DictLoader(
+        {path.relative_to(folder).as_posix(): secured(path.read_text("utf-8")) for path in files}
+    )
     return views
 
 
-def _serialized(views: Any, total: int, jobs: list[DashboardJob]) -> tuple[int, list[Any]]:
-    return total, [views.serialize_job(job) for job in jobs]
-
-
-class _SafeTemplates(FileSystemLoader):
-    """rq-dashboard's templates, in which a job's text can't become markup or script."""
-
-    def get_source(self, environment: Environment, template: str) -> tuple[str, str, Callable[[], bool]]:
-        source, path, up_to_date = super().get_source(environment, template)
-        return secured(template, source), path, up_to_date
-
-
-def secured(name: str, source: str) -> str:
-    """Return a template of rq-dashboard with all its text escaped, and the page's nonce on its scripts."""
+def secured(source: str) -> str:
+    """Return a template of rq-dashboard with all its text escaped, and our rows on the page of a job."""
     # Underscore's <%= inserts as it is, <%- escapes. Where 0.9.0 escapes by itself, once is enough.
     source = re.sub(r"<%=\s*\$\('<div/>'\)\.text\((.+?)\)\.html\(\)\s*%>", r"<%- \1 %>", source)
-    source = source.replace("<%=", "<%-")
-    # A name in quotes inside a script; it comes from the URL.
-    source = re.sub(r"'\{\{ ?([\w.]+) ?\}\}'", r"{{ \1|tojson }}", source) if name.endswith(".js") else source
-    if name.endswith("/job.js"):
-        # The page of a job would stop refreshing for good at the first answer that fails.
-        source = re.sub(r"if \(err\) \{\s*return;", "if (err) { return done && done();", source)
-    return re.sub(r"<script(?=[\s>])", '<script nonce="{{ csp_nonce }}"', source)
+    source = source.replace("<%=", "<%-").replace(_METADATA, _OURS + _METADATA)
+    # A queue's name in quotes inside a script; it comes from the URL.
+    return source.replace("'{{ queue.name }}'", "{{ queue.name|tojson }}")
 
 
-def _check_arguments() -> None:
-    """Answer 404 to addresses that rq-dashboard's views would fail on."""
-    arguments = request.view_args or {}
-    if arguments.get("instance_number", 0) != 0:
-        abort(404)  # there is one server
-    if arguments.get("registry_name", "queued") not in ("queued", *REGISTRIES):
-        abort(404)
-    for name, most in (("page", _MAX_PAGE), ("per_page", _MAX_PER_PAGE)):
-        value = str(arguments.get(name, 1))
-        if not (value.isascii() and value.isdigit() and len(value) <= len(str(most)) and 1 <= int(value) <= most):
-            abort(404)
-
-
-def _requeue_all(queue_name: str) -> ResponseReturnValue:
-    """Put back what can be put back; rq-dashboard stops at the first job that has expired meanwhile."""
-    connection = _connection()
-    count = 0
-    for job_id in FailedJobRegistry(queue_name, connection=connection).get_job_ids(cleanup=False):
-        try:
-            requeue(job_id, connection)
-        except (NoSuchJobError, InvalidJobOperation):
-            continue
-        count += 1
-    return jsonify(status="OK", count=count)
-
-
-def _first_queue(view: Callable[..., Any]) -> Callable[..., ResponseReturnValue]:
-    """Let the tab "Jobs" open on a queue that exists, instead of ``default``."""
-
-    def jobs_overview(queue_name: str | None, **arguments: Any) -> ResponseReturnValue:
-        if queue_name is None:
-            queue_name = min((queue.name for queue in DashboardQueue.all(connection=_connection())), default=None)
-        return view(queue_name=queue_name, **arguments)  # type: ignore[no-any-return]
-
-    return jobs_overview
-
-
-def _models() -> ResponseReturnValue:
+def _models(connection: Redis) -> str:
     """Show the models that workers have published."""
-    connection = _connection()
-    statuses = read_models(connection)
-    with connection.pipeline(transaction=False) as pipe:
-        for status in statuses:
-            pipe.llen(DashboardQueue(status.name, connection=connection).key)
-            pipe.zcard(FailedJobRegistry(status.name, connection=connection).key)
-        counts = pipe.execute()
-    rows = list(zip(statuses, counts[::2], counts[1::2], strict=True))
+    rows = []
+    for status in read_models(connection):
+        queue = Queue(status.name, connection=connection)
+        rows.append((status, queue.count, connection.zcard(queue.failed_job_registry.key)))
     return render_template("models.html", rows=rows, active_tab="models")
 
 
-def _connection() -> Redis:
-    return cast("Dashboard", current_app).redis_conn
-
-
-def _handle_errors(app: Dashboard, masked_url: str) -> None:
-    """Answer with a sentence, as JSON where a script asks; the traceback goes to the log only."""
-
-    def answer(status: int, title: str, message: str) -> ResponseReturnValue:
-        if request.headers.get("X-Requested-With") or request.method == "POST" or request.path.endswith(".json"):
-            return jsonify(error=message), status
-        return render_template("error.html", title=title, message=message), status
-
-    def redis_away(error: Exception) -> ResponseReturnValue:
-        return answer(503, "Redis does not answer", f"Redis at {masked_url} does not answer ({type(error).__name__}).")
-
-    def redis_refused(error: Exception) -> ResponseReturnValue:
-        app.logger.error("Redis at %s refused: %s", masked_url, error)
-        return answer(502, "Redis refused", f"Redis at {masked_url} refused a command ({type(error).__name__}).")
-
-    def no_job(_: Exception) -> ResponseReturnValue:
-        return answer(404, "No such job", "There is no job of this id; it may have expired or been deleted.")
-
-    def not_now(error: Exception) -> ResponseReturnValue:
-        return answer(409, "Not possible", str(error) or "The job's state does not allow this; reload the page.")
-
-    def other(error: HTTPException) -> ResponseReturnValue:
-        if error.code is None or error.response is not None:
-            return error  # a redirect
-        return answer(error.code, error.name, error.description or error.name)
-
-    app.register_error_handler(RedisError, redis_refused)
-    app.register_error_handler(RedisConnectionError, redis_away)
-    app.register_error_handler(RedisTimeoutError, redis_away)
-    app.register_error_handler(NoSuchJobError, no_job)
-    app.register_error_handler(InvalidJobOperation, not_now)
-    app.register_error_handler(HTTPException, other)
+def _sentence(status: int, message: str) -> ResponseReturnValue:
+    """Answer with a sentence, as JSON where a script asks."""
+    if request.headers.get("X-Requested-With") or request.path.endswith(".json"):
+        return jsonify(error=message), status
+    return render_template("error.html", message=message), status

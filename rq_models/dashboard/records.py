@@ -4,179 +4,137 @@ from __future__ import annotations
 
 import json
 import zlib
-from typing import TYPE_CHECKING, Any, cast
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from rq import Queue, Worker
-from rq.exceptions import DeserializationError, InvalidJobOperation, NoSuchJobError
-from rq.job import Job, JobStatus
-from rq.registry import (
-    CanceledJobRegistry,
-    DeferredJobRegistry,
-    FailedJobRegistry,
-    FinishedJobRegistry,
-    ScheduledJobRegistry,
-    StartedJobRegistry,
-)
-from rq.results import Result
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
+from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from rq_models.errors import RqModelsError
+from rq_models.results import RESULTS, judge, value_of
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from redis import Redis
 
 NOT_JSON = "(not JSON: not opened here)"
-REGISTRIES = {
-    "failed": FailedJobRegistry,
-    "deferred": DeferredJobRegistry,
-    "started": StartedJobRegistry,
-    "finished": FinishedJobRegistry,
-    "scheduled": ScheduledJobRegistry,
-    "canceled": CanceledJobRegistry,
-}
-# What decoding a record of another application, or of another version of RQ, can raise.
-_UNDECODABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError, zlib.error)
+_SHOWN_AS_STORED = ("created_at", "enqueued_at", "started_at", "ended_at", "attempts")
 
 
-class _Reader:
-    """What RQ asks of a serializer, for values that are only shown."""
-
-    dumps = staticmethod(JSONSerializer.dumps)
-
-    @staticmethod
-    def loads(data: bytes) -> Any:
-        try:
-            # A browser can't parse NaN and the infinities as Python writes them.
-            return json.loads(data, parse_constant=str)
-        except (ValueError, RecursionError):
-            return NOT_JSON
-
-
-class DashboardJob(Job):
-    """A job that is looked at, deleted or requeued, and never run."""
+class StoredJob(Job):
+    """A job that is deleted or requeued, and never run: its data stay as they are."""
 
     def __init__(self, id: str | None = None, connection: Any = None, serializer: Any = None) -> None:  # noqa: A002, ARG002 - RQ's signature
         super().__init__(None, connection=connection, serializer=JSONSerializer)
         # RQ refuses ids that other applications have, with dots for example; here they are only looked up.
         self._id = id
-        self.undecodable = False
 
     def restore(self, raw_data: Any) -> None:
-        """Take over what the stored hash says, as far as it can be understood."""
+        """Take over the stored hash, or raise InvalidJobOperation: it could not be written back unharmed."""
         try:
             super().restore(raw_data)
-        except (NoSuchJobError, *_UNDECODABLE):
-            self.undecodable = True
-
-    @property
-    def foreign(self) -> bool:
-        """Whether this is another application's job: what it calls is not stored as JSON."""
-        try:
-            return self.undecodable or not isinstance(self.func_name, str)
-        except DeserializationError:
-            return True
-
-    @property
-    def label(self) -> str:
-        """The job in one line; whoever enqueued it chose the words."""
-        text = self.description or ""
-        return f"[foreign job] {text}".rstrip() if self.foreign else text
-
-    @property
-    def dependency_ids(self) -> list[bytes]:  # type: ignore[override]
-        """The ids as RQ 1 returned them: rq-dashboard 0.9.0 decodes each."""
-        return [one.encode() for one in super().dependency_ids]
-
-    def get_call_string(self) -> str | None:
-        """Return the call as Python would write it, or the label of what is no such call."""
-        try:
-            return self.label if self.foreign else super().get_call_string()
-        except _UNDECODABLE:
-            return self.label
-
-    def get_meta(self, refresh: bool = True) -> Any:  # noqa: ARG002 - RQ's signature
-        """Return the stored metadata, or the words that stand for what is not JSON."""
-        raw = cast("bytes | None", self.connection.hget(self.key, "meta"))
-        return _Reader.loads(raw) if raw else {}
-
-    def latest_result(self, timeout: int = 0) -> Result | None:
-        """Return the latest result; a value that is not JSON is replaced by words, a broken entry by None."""
-        try:
-            return Result.fetch_latest(self, serializer=_Reader, timeout=timeout)
-        except _UNDECODABLE:
-            return None
-
-    def _fetch_status(self) -> JobStatus:
-        try:
-            return super()._fetch_status()
-        except (InvalidJobOperation, ValueError):
-            # None, or one that this version of RQ does not know: it must not keep the job from being shown and deleted.
-            return JobStatus.CREATED
+        except Exception as error:
+            raise InvalidJobOperation(f"job {self.id} is not as this version of RQ writes it") from error
 
 
-class DashboardQueue(Queue):
-    """A queue whose compaction can't lose a job."""
-
-    def compact(self) -> None:
-        """Drop ids of jobs that are gone; RQ's own empties the queue first and fills it again from this process."""
-        ids = self.get_job_ids()
-        with self.connection.pipeline(transaction=False) as pipe:
-            for job_id in ids:
-                pipe.exists(DashboardJob.key_for(job_id))
-            found = pipe.execute()
-        for job_id, exists in zip(ids, found, strict=True):
-            if not exists:
-                self.connection.lrem(self.key, 0, job_id)
-
-
-class DashboardWorker(Worker):
+class StoredWorker(Worker):
     """A worker as its own process describes it in Redis."""
-
-    @classmethod
-    def all(cls, connection: Redis | None = None, **_: Any) -> list[DashboardWorker]:  # type: ignore[override]
-        """Return every registered worker, its jobs read as JSON; RQ's own takes the default, which unpickles."""
-        found = super().all(connection=connection, job_class=DashboardJob, serializer=JSONSerializer)
-        return [worker for worker in found if isinstance(worker, cls)]
 
     def _set_connection(self, connection: Redis) -> Redis:
         # RQ's raises the socket timeout of the whole pool to that of a worker, some seven minutes.
         return connection
 
-    def get_current_job(self) -> Job | None:
-        """Return the job of one of its executions, or None when it is idle or the job is already gone."""
-        try:
-            return super().get_current_job()
-        except NoSuchJobError:
-            return None
+    def get_current_job(self) -> dict[str, Any] | None:  # type: ignore[override]
+        """Return what a page shows of the job of one of its executions, or None."""
+        execution = self.execution
+        return next(iter(read_jobs(self.connection, [execution.job_id])), None) if execution else None
+
+
+def read_job(connection: Redis, job_id: str) -> dict[str, Any]:
+    """Return what the page of a job shows.
+
+    Raises:
+        NoSuchJobError: it has expired or was deleted.
+    """
+    for job in read_jobs(connection, [job_id]):
+        found = [connection.exists(Job.key_for(one)) for one in job["depends_on"]]
+        return {**job, "depends_on_status": ["active" if one else "expired" for one in found]}
+    raise NoSuchJobError
+
+
+def read_jobs(connection: Redis, job_ids: Iterable[str]) -> list[dict[str, Any]]:
+    """Return these jobs as rq-dashboard's pages want them; those that are gone are left out."""
+    ids = list(job_ids)
+    with connection.pipeline(transaction=False) as pipe:
+        for job_id in ids:
+            pipe.hgetall(Job.key_for(job_id))
+            pipe.xrevrange(f"{RESULTS}{job_id}", count=1)
+        replies = pipe.execute()
+    found = zip(ids, replies[::2], replies[1::2], strict=True)
+    return [_shown(job_id, fields, entries) for job_id, fields, entries in found if fields]
 
 
 def page_of_jobs(  # noqa: PLR0913, PLR0917 - rq-dashboard calls it with these
     queue_name: str, registry_name: str, offset: int, per_page: int, order: str, connection: Redis
-) -> tuple[int, list[DashboardJob]]:
+) -> tuple[int, list[dict[str, Any]]]:
     """Return how many jobs the list holds, and those on one page of it. A look changes nothing in Redis."""
-    key: str = (REGISTRIES.get(registry_name) or Queue)(queue_name, connection=connection).key
-    is_list = registry_name not in REGISTRIES
-    total = connection.llen(key) if is_list else connection.zcard(key)
+    queue = Queue(queue_name, connection=connection)
     first, last = offset, offset + per_page - 1
     if order == "dsc":
-        first, last = max(0, total - offset - per_page), total - offset - 1
-    entries: list[Any] = []
-    if last >= 0:
-        entries = connection.lrange(key, first, last) if is_list else connection.zrange(key, first, last)
+        first, last = -last - 1, -first - 1
+    entries: Any
+    if registry_name == "queued":
+        total, entries = queue.count, connection.lrange(queue.key, first, last)
+    else:
+        registry = getattr(queue, f"{registry_name}_job_registry")
+        total, entries = connection.zcard(registry.key), connection.zrange(registry.key, first, last)
     if order == "dsc":
         entries.reverse()
     # An entry of the started registry is "<job id>:<execution id>".
-    ids = [entry.decode(errors="replace").partition(":")[0] for entry in entries]
-    return total, [job for job in DashboardJob.fetch_many(ids, connection) if isinstance(job, DashboardJob)]
+    jobs = read_jobs(connection, [entry.decode(errors="replace").partition(":")[0] for entry in entries])
+    for job in jobs:
+        del job["result"]  # it may be long, and no list shows it
+    return total, jobs
 
 
-def requeue(job_id: str, connection: Redis) -> DashboardJob:
-    """Put a failed job back into its queue, its data as they are.
+def _shown(job_id: str, fields: dict[bytes, bytes], entries: list[tuple[bytes, dict[bytes, bytes]]]) -> dict[str, Any]:
+    text = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in fields.items()}
+    data = fields.get(b"data", b"")
+    with suppress(zlib.error):
+        data = zlib.decompress(data)
+    description = text.get("description", "")
+    if not isinstance(_parsed(data), list):  # what it calls is not stored as JSON
+        description = f"[foreign job] {description}".rstrip()
+    meta, dependencies = fields.get(b"meta", b"{}"), _parsed(fields.get(b"dependency_ids", b"[]"))
+    result, error = None, None
+    ended, _ = judge(fields.get(b"status"), entries)
+    if ended is not None and ended.how == "result":
+        try:
+            result = value_of(job_id, ended)
+        except RqModelsError as raised:
+            error = raised
+    return {
+        "id": job_id,
+        "job_id": job_id,
+        "origin": text.get("origin"),
+        "status": text.get("status"),
+        **{name: text.get(name) or None for name in _SHOWN_AS_STORED},
+        "description": description,
+        "call_string": description or job_id,
+        "metadata": NOT_JSON if _parsed(meta) == NOT_JSON else meta.decode(errors="replace"),
+        "depends_on": [str(one) for one in dependencies] if isinstance(dependencies, list) else [],
+        "model_version": entries[0][1].get(b"model_version", b"").decode(errors="replace") if entries else None,
+        "result": result,
+        "error": error.record() if error else None,
+        "exc_info": (error.traceback or str(error)) if error else None,
+    }
 
-    Raises:
-        NoSuchJobError: it has expired or was deleted.
-        InvalidJobOperation: it is not in the failed registry, or can't be written back unharmed.
-    """
-    job = cast("DashboardJob", DashboardJob.fetch(job_id, connection=connection))
-    if job.undecodable:
-        raise InvalidJobOperation(f"job {job_id} is not as this version of RQ writes it")
-    job.requeue()
-    return job
+
+def _parsed(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return NOT_JSON
