@@ -164,6 +164,22 @@ def test_cancel_on_one_member_touches_that_member_alone(held, client):
     assert jobs[2].get_status() == JobStatus.CANCELED
 
 
+@pytest.mark.parametrize("dependent", [False, True])
+def test_a_run_given_up_meanwhile_writes_nothing(grouped, client, connection, tmp_path, dependent):
+    path = tmp_path / "held"
+    job = client.enqueue("grouped", {"do": "hold", "path": str(path)}, job_timeout=100)
+    if dependent:
+        # Then RQ's own methods would finish it.
+        client.enqueue("grouped", {}, depends_on=job)
+    wait_until(path.exists, "it is being predicted")
+    # As a recovery does that took the worker for dead.
+    assert connection.zremrangebyrank("rq:wip:grouped", 0, -1) == 1
+    path.with_name("held.go").touch()
+    wait_until(lambda: f"job {job.id} was given up" in grouped.log, "the worker noticed")
+    assert job.latest_result() is None
+    assert job.get_status() == JobStatus.STARTED
+
+
 def test_a_horse_killed_from_outside_costs_a_batch_nothing(held, client, connection):
     jobs, go = held
     go.touch()

@@ -16,8 +16,10 @@ import zlib
 import pytest
 from conftest import RQ, Project
 from redis import Redis
-from rq import Queue, Retry
+from rq import Queue, Repeat, Retry
+from rq.group import Group
 from rq.job import Dependency
+from rq.rate_limit import RateLimit
 from rq.serializers import JSONSerializer
 
 MODEL = """
@@ -87,9 +89,34 @@ def scenario(queue: Queue, name: str) -> None:
             enqueue("two", result_ttl=900, depends_on="one")
             enqueue("three", result_ttl=900, depends_on=Dependency(["one"], allow_failure=True))
         case "repeat":
-            from rq import Repeat
-
             enqueue("one", result_ttl=900, repeat=Repeat(times=1))
+        case "retry that waits":
+            enqueue("one", "raise", retry=Retry(max=1, interval=1000))
+        case "group":
+            datas = [
+                Queue.prepare_data(
+                    "rq_models.jobs.echo",
+                    args=[data],
+                    job_id=data,
+                    description="echo",
+                    result_ttl=900,
+                    failure_ttl=4000,
+                )
+                for data in ("one", "raise")
+            ]
+            Group(queue.connection, "together").enqueue_many(queue, datas)
+        case "rate limit":
+            for job_id in ("one", "two", "three"):
+                enqueue(job_id, result_ttl=900, rate_limit=RateLimit("slow", 1))
+        case "a batch of all kinds":
+            enqueue("one", {"a": 1}, result_ttl=900)
+            enqueue("two", "raise")
+            enqueue("three", result_ttl=-1, meta={"who": "me"})
+            enqueue("four", "raise", retry=Retry(max=1))
+            enqueue("five", None, result_ttl=0)
+            enqueue("six", "raise", retry=Retry(max=2, enqueue_at_front=True))
+            enqueue("seven", result_ttl=900)
+            enqueue("eight", result_ttl=900, depends_on="seven")
 
 
 SCENARIOS = [
@@ -105,6 +132,10 @@ SCENARIOS = [
     "dependents",
     "dependents of a failure",
     "repeat",
+    "retry that waits",
+    "group",
+    "rate limit",
+    "a batch of all kinds",
 ]
 
 
@@ -113,7 +144,7 @@ def snapshot(connection: Redis) -> dict[str, object]:
     found: dict[str, object] = {}
     for raw in sorted(connection.scan_iter("rq:*")):
         key = raw.decode()
-        if key.startswith(("rq:worker", "rq:clean_registries", "rq:group")):
+        if key.startswith(("rq:worker", "rq:clean_registries", "rq:clean_groups")):
             continue
         meant = next((fields for prefix, fields in MEANT.items() if key.startswith(prefix)), set())
         match connection.type(raw):
