@@ -1,14 +1,14 @@
 """Ends the processes of a supervisor that was killed: run by file path, standard library only.
 
-Reads ``+<pid>`` and ``-<pid>`` lines, one for each process started and ended. When the input ends, what is left of
-them is told to stop, and killed after a while. A SIGKILL leaves the supervisor no chance to do so itself, and of all
-that it held, the pipe's end is what every system announces the closing of.
+A SIGKILL leaves the supervisor no chance to do so itself, and of all that it held, the pipe's end is what every system
+announces the closing of. The children are in this process's group, and each holds an end of a second pipe, given as
+an argument, by which the last of them to leave is noticed. Groups of their own are named on the input, one a line.
 """
 
 import os
+import select
 import signal
 import sys
-import time
 from contextlib import suppress
 
 PATIENCE = 30.0
@@ -16,30 +16,21 @@ PATIENCE = 30.0
 
 
 def main() -> None:
-    """Read until the supervisor is gone, then end what it left."""
-    left: dict[int, None] = {}
-    for line in sys.stdin.buffer:
-        pid = int(line[1:])
-        if line.startswith(b"+"):
-            left[pid] = None
-        else:
-            left.pop(pid, None)
-    deadline = time.monotonic() + PATIENCE
-    signum: int = signal.SIGTERM
-    while left:
-        for pid in list(left):
-            # Each is the leader of a group of its own.
-            try:
-                os.killpg(pid, signum)
-            except (ProcessLookupError, PermissionError):
-                del left[pid]
-        if signum == signal.SIGKILL:
-            break
-        # Signal 0 asks whether the group is still there.
-        signum = signal.SIGKILL if time.monotonic() > deadline else 0
-        time.sleep(0.05)
+    """Wait until the supervisor is gone, then end what it left, and this process with it."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
+    groups = [int(line) for line in sys.stdin.buffer]
+    _signal_all(groups, signal.SIGTERM)
+    select.select([int(end) for end in sys.argv[1:]], [], [], PATIENCE)
+    _signal_all(groups, signal.SIGKILL)
+
+
+def _signal_all(groups: list[int], signum: signal.Signals) -> None:
+    # 0 is this process's own group, the last because it does not outlive its own SIGKILL.
+    for group in [*groups, 0]:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signum)
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        main()
+    main()

@@ -13,18 +13,16 @@ import click
 
 from rq_models.cli.app import App
 from rq_models.cli.doctor import check
-from rq_models.cli.failed import failed
 from rq_models.cli.init import init
-from rq_models.cli.jobs import job, replay
-from rq_models.cli.models import models
-from rq_models.cli.outcome import ExitCode, explain
-from rq_models.cli.predict import predict
+from rq_models.cli.jobs import failed, job, replay
+from rq_models.cli.models import models, predict
+from rq_models.cli.outcome import EXIT_CODES, explain
 from rq_models.cli.run import dashboard, redis, up, worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_CODES = "\n".join(f"  {code.value:>3}  {code.meaning}" for code in ExitCode)
+_CODES = "\n".join(f"  {code:>3}  {meaning}" for code, (meaning, _) in EXIT_CODES.items())
 
 
 class _Commands(click.Group):
@@ -37,18 +35,14 @@ class _Commands(click.Group):
             status = super().main(args, prog_name or "rq-models", **{**extra, "standalone_mode": False, "obj": app})
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message(), err=True)
-            status = ExitCode.USAGE
-        except BaseException as error:
-            debugging = os.environ.get("RQ_MODELS_DEBUG") and not isinstance(error, click.ClickException)
-            if debugging or isinstance(error, SystemExit):
+            status = error.exit_code
+        except (Exception, KeyboardInterrupt) as error:
+            if os.environ.get("RQ_MODELS_DEBUG") and not isinstance(error, click.ClickException):
                 raise
-            code, message = explain(error, app.masked_url)
+            status, message = explain(error, app.masked_url)
             if message:
                 click.echo(f"rq-models: {message}", err=True)
-            status = code
-        finally:
-            app.close()
-        sys.exit(int(status or 0))
+        sys.exit(status or 0)
 
 
 @click.group(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,11 @@ from rq_models.cli.outcome import printable
 from rq_models.settings import Settings, check_url, mask_url
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.text import Text
+    from collections.abc import Iterable
 
 _PATIENCE = 10.0
 """Seconds that Redis may take to answer a person."""
+_COLOURS = {"warm": "green", "cold": "yellow", "broken": "red", "unserved": "red"}
 
 
 class App:
@@ -28,6 +26,8 @@ class App:
 
     url: str | None = None
     config: str | None = None
+    masked_url: str | None = None
+    """The address without its password, once it was asked for."""
 
     @cached_property
     def settings(self) -> Settings:
@@ -36,34 +36,24 @@ class App:
         Raises:
             ConfigurationError: one line.
         """
-        return Settings.load(self.config, redis_url=self.url)
+        settings = Settings.load(self.config, redis_url=self.url)
+        self.masked_url = settings.masked_url
+        return settings
 
     @cached_property
     def redis_url(self) -> str:
         """The address; with --url or REDIS_URL there need be no configuration."""
-        for url, source in ((self.url, "--url"), (os.environ.get("REDIS_URL"), "REDIS_URL")):
-            if url:
-                check_url(url, source)
-                return url
-        return self.settings.redis_url
-
-    @property
-    def masked_url(self) -> str | None:
-        """The address without its password, if it was asked for yet."""
-        url = self.__dict__.get("redis_url")
-        if url is None and "settings" in self.__dict__:
-            url = self.settings.redis_url
-        return None if url is None else mask_url(url)
+        url = self.url or os.environ.get("REDIS_URL")
+        if not url:
+            return self.settings.redis_url
+        check_url(url, "--url" if self.url else "REDIS_URL")
+        self.masked_url = mask_url(url)
+        return url
 
     @cached_property
     def connection(self) -> Redis:
         """A connection that says at once when nothing answers."""
-        return Redis.from_url(self.redis_url, socket_timeout=_PATIENCE, socket_connect_timeout=_PATIENCE)
-
-    def close(self) -> None:
-        """Close the connection, if one was opened."""
-        if "connection" in self.__dict__:
-            self.connection.close()
+        return Redis.from_url(self.redis_url, socket_timeout=_PATIENCE, socket_connect_timeout=_PATIENCE, retry=None)
 
     def announce(self) -> None:
         """Say which files were read and which Redis is meant."""
@@ -82,29 +72,22 @@ def to_json(value: Any) -> str:
     return text if text.isprintable() else json.dumps(value)
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: drawn on a terminal, aligned by spaces in a pipe."""
-    clean = [[printable(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
-        from rich.console import Console  # noqa: PLC0415 - 30 ms that only a terminal needs
-        from rich.table import Table  # noqa: PLC0415 - likewise
+def print_table(*headers: str, rows: Iterable[Iterable[object]]) -> None:
+    """Print a table: drawn on a terminal, aligned by spaces and never cut in a pipe."""
+    from rich.console import Console  # noqa: PLC0415 - 30 ms that only a table needs
+    from rich.table import Table  # noqa: PLC0415 - likewise
+    from rich.text import Text  # noqa: PLC0415 - likewise
 
-        table = Table(*headers)
-        for row in clean:
-            table.add_row(*(_cell(cell) for cell in row))
-        Console().print(table)
-        return
-    lines = [list(headers), *clean]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
-    for row in lines:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-_COLOURS = {"warm": "green", "cold": "yellow", "broken": "red", "unserved": "red"}
-
-
-def _cell(text: str) -> Text:
-    from rich.text import Text  # noqa: PLC0415 - see print_table
-
-    # Not as a string: rich would take [brackets] in it for markup.
-    return Text(text, style=_COLOURS.get(text, ""))
+    console = Console()
+    table = Table(*headers)
+    if not console.is_terminal:
+        console.width = 10_000
+        table.box, table.pad_edge = None, False
+    for row in rows:
+        cells = [printable(str(cell)) for cell in row]
+        # Not as strings: rich would take [brackets] in them for markup.
+        table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in cells))
+    with console.capture() as drawn:
+        console.print(table)
+    for line in drawn.get().splitlines():
+        click.echo(line.rstrip())

@@ -33,7 +33,11 @@ def init(name: str) -> None:
 
     It has a model of that name, its test and its configuration, and runs as it is.
     """
-    _check(name)
+    if not _NAME.fullmatch(name) or keyword.iskeyword(name.lower()) or name in vars(jobs):
+        raise click.UsageError(
+            f"'{name}' can't be a model's name: begin with a letter, use letters, digits, '_' and '-', "
+            "and no word of Python's or name in rq_models.jobs"
+        )
     root = Path(name)
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         raise click.UsageError(f"{root} exists already and is not an empty folder; choose another name")
@@ -47,13 +51,3 @@ def init(name: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(Template(skeleton.joinpath(source).read_text("utf-8")).substitute(words), "utf-8")
     click.echo(f"{root}/ is ready; the model is models/{module}.py. Next: cd {root} && rq-models up")
-
-
-def _check(name: str) -> None:
-    """Raise UsageError unless the name can be a queue, a module and a class."""
-    if not _NAME.fullmatch(name) or not name.strip("_-"):
-        raise click.UsageError(
-            f"'{name}' can't be a model's name: use letters, digits, '_' and '-', and begin with a letter"
-        )
-    if keyword.iskeyword(name.lower()) or name in vars(jobs):
-        raise click.UsageError(f"'{name}' is taken by Python or rq_models; choose another name")

@@ -1,50 +1,112 @@
-"""``rq-models job`` and ``rq-models replay``: one job, looked at or run again here."""
+"""``rq-models job``, ``failed`` and ``replay``: jobs as Redis holds them, looked at, put back, or run again here."""
 
 from __future__ import annotations
 
-import click
+import json
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
-from rq_models.cli.app import App, say, to_json
-from rq_models.cli.outcome import printable
-from rq_models.cli.record import JobRecord, read_record
-from rq_models.errors import InvalidJob, RqModelsError, from_record
+import click
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
+from rq.job import Job
+from rq.registry import FailedJobRegistry
+
+from rq_models.cli.app import App, print_table, say, to_json
+from rq_models.cli.outcome import one_line, printable
+from rq_models.errors import InvalidJob, JobNotFound, RqModelsError, from_record
 from rq_models.horse import Horse, Item
+from rq_models.jobs import FUNCTION_PREFIX, ModelJob
+from rq_models.registry import read_models
+from rq_models.results import RESULTS, Ended, value_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from redis import Redis
+
+_LONGEST_MESSAGE = 100
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One job and its latest result: nothing is unpickled, and no record is too strange to be shown."""
+
+    id: str
+    fields: dict[str, str]
+    last: dict[str, str]
+    """The latest entry of its results."""
+    model: str | None
+    """None for a job that is no prediction: another application's, or one that can't be decoded."""
+    input: Any
+    output: str | None = None
+    """As JSON; None if there is none."""
+    error: RqModelsError | None = None
+
+
+def _read(connection: Redis, job_id: str) -> _Record:
+    fields = cast("dict[bytes, bytes]", connection.hgetall(Job.key_for(job_id)))
+    if not fields:
+        raise JobNotFound(f"there is no job {job_id}; it may have expired", job_id=job_id)
+    entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", connection.xrevrange(f"{RESULTS}{job_id}", count=1))
+    entry = entries[0][1] if entries else {}
+    output = error = None
+    # After a requeue the last run's entry is still there, and says nothing of this one.
+    if entry and fields.get(b"status") in (b"finished", b"failed", b"stopped"):
+        try:
+            output = to_json(value_of(job_id, Ended("result", entry)))
+        except RqModelsError as raised:
+            error = raised
+    model, data = _call(fields.get(b"data", b""))
+    return _Record(job_id, _text(fields), _text(entry), model, data, output, error)
+
+
+def _text(fields: dict[bytes, bytes]) -> dict[str, str]:
+    return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in fields.items()}
+
+
+def _call(data: bytes) -> tuple[str | None, Any]:
+    """Return the model and the input of a prediction, or twice None for any other job."""
+    with suppress(zlib.error):
+        data = zlib.decompress(data)
+    with suppress(ValueError, TypeError, AttributeError, RecursionError):
+        function, instance, args, _ = json.loads(data)
+        if instance is None and function.startswith(FUNCTION_PREFIX) and len(args) == 1:
+            return function.removeprefix(FUNCTION_PREFIX), args[0]
+    return None, None
 
 
 @click.command()
 @click.argument("job_id", metavar="ID")
 @click.option("--no-input", is_flag=True, help="Leave the input out: it may be long, or nobody's business.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_obj
-def job(app: App, job_id: str, no_input: bool, as_json: bool) -> None:
+def job(app: App, job_id: str, no_input: bool) -> None:
     """Show a job, its input and what came of it.
 
     Status, model and version, worker, attempts, times, input, output or error.
     """
-    record = read_record(app.connection, job_id)
-    if as_json:
-        fields = record.as_dict()
-        if no_input:
-            del fields["input"]
-        click.echo(to_json(fields))
-        return
+    record = _read(app.connection, job_id)
+    error = record.error
     lines = {
         "id": record.id,
         "model": record.model or "none: this is no prediction",
-        "status": record.status,
-        "version": record.version,
-        "worker": record.worker,
-        "attempts": str(record.attempts),
-        **{name.removesuffix("_at"): f"{time[:19]}Z" for name, time in record.times.items()},
+        "status": record.fields.get("status"),
+        "version": record.last.get("model_version"),
+        "worker": record.last.get("worker_name") or record.fields.get("worker_name"),
+        "attempts": record.fields.get("attempts", "0"),
+        "enqueued": record.fields.get("enqueued_at"),
+        "started": record.fields.get("started_at"),
+        "ended": record.fields.get("ended_at"),
         "input": to_json(record.input) if record.model and not no_input else None,
-        "output": to_json(record.output) if record.has_output else None,
-        "error": _in_words(record.error) if record.error else None,
+        "output": record.output,
+        "error": one_line(f"{type(error).__name__}{f' ({error.type})' * bool(error.type)}: {error}") if error else None,
     }
     for name, value in lines.items():
-        if value is not None:
+        if value:
             click.echo(f"{name:<10}{printable(value)}")
-    if record.error and record.error.traceback:
-        click.echo(f"\n{printable(record.error.traceback.rstrip())}")
+    if error and error.traceback:
+        click.echo(f"\n{printable(error.traceback.rstrip())}")
 
 
 @click.command()
@@ -55,34 +117,98 @@ def replay(app: App, job_id: str) -> None:
 
     In a fresh process of its model; nothing in Redis changes. What the model prints and its traceback go to stderr.
     """
-    record = read_record(app.connection, job_id)
+    record = _read(app.connection, job_id)
     if record.model is None:
         raise InvalidJob(f"job {job_id} is no prediction", job_id=job_id)
-    click.echo(to_json(predict_here(app, record)))
-
-
-def predict_here(app: App, record: JobRecord) -> object:
-    """Return what the model makes of the record's input, or raise what it raised."""
-    name = record.model or ""
-    model = app.settings.model(name)
+    model = app.settings.model(record.model)
+    own = record.fields.get("timeout", "")
+    item = Item(record.id, record.input, float(own) if own.isdecimal() else model.job_timeout)
     try:
-        with Horse(name, model, app.settings.root, lambda line: click.echo(printable(line), err=True)) as horse:
+        with Horse(record.model, model, app.settings.root, lambda line: click.echo(printable(line), err=True)) as horse:
             card = horse.load()
-            say(f"{name} {card.get('version') or ''} loaded; running the input of job {record.id}")
-            run = horse.predict([Item(record.id, record.input, record.timeout or model.job_timeout)])
-            if run.fault is not None:
-                raise run.fault
-            outcome = run.outcomes[0]
-            if "error" in outcome:
-                raise from_record(outcome["error"], job_id=record.id, traceback=outcome["traceback"])
+            say(f"{record.model} {card.get('version') or ''} loaded; running the input of job {record.id}")
+            run = horse.predict([item])
+        if run.fault is not None:
+            raise run.fault
+        outcome = run.outcomes[0]
+        if "error" in outcome:
+            raise from_record(outcome["error"], job_id=record.id, traceback=outcome["traceback"])
     except RqModelsError as error:
         if error.traceback:
             click.echo(printable(error.traceback.rstrip()), err=True)
         raise
-    return outcome["value"]
+    click.echo(to_json(outcome["value"]))
 
 
-def _in_words(error: RqModelsError) -> str:
-    """Return an error in one line, by its kind and by the model's own type."""
-    kind = type(error).__name__
-    return f"{kind}{f' ({error.type})' if error.type else ''}: {' '.join(error.message.split())}"
+@click.group(invoke_without_command=True)
+@click.pass_context
+def failed(context: click.Context) -> None:
+    """List failed jobs, or put them back.
+
+    'failed list [MODEL]' lists them, as 'failed' alone does; 'failed requeue ID...' puts them back.
+    """
+    if context.invoked_subcommand is None:
+        context.invoke(list_failed)
+
+
+@failed.command("list")
+@click.argument("model", required=False)
+@click.option("-n", "limit", default=50, show_default=True, type=click.IntRange(min=1), help="Newest of each model.")
+@click.pass_obj
+def list_failed(app: App, model: str | None, limit: int) -> None:
+    """List failed jobs, newest first."""
+    rows = []
+    for name, job_id in _failed_ids(app.connection, [model] if model else [], limit):
+        with suppress(JobNotFound):
+            record = _read(app.connection, job_id)
+            kind = type(record.error).__name__ if record.error else "-"
+            message = one_line(str(record.error or ""))[:_LONGEST_MESSAGE]
+            rows.append((job_id, name, record.fields.get("ended_at", "-")[:19], kind, message))
+    rows.sort(key=lambda row: row[2], reverse=True)
+    print_table("id", "model", "when (UTC)", "kind", "message", rows=rows)
+
+
+@failed.command()
+@click.argument("names", metavar="[ID]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All failed jobs, or all of the models named instead of ids.")
+@click.pass_obj
+def requeue(app: App, names: tuple[str, ...], everything: bool) -> None:
+    """Put failed jobs back into their queues."""
+    if not names and not everything:
+        raise click.UsageError("name the jobs, or pass --all")
+    # The oldest first, as they were.
+    ids = [job_id for _, job_id in _failed_ids(app.connection, names)[::-1]] if everything else list(names)
+    missing = []
+    for job_id in ids:
+        try:
+            _requeue(app.connection, job_id)
+        except JobNotFound as error:
+            missing.append(error)
+    click.echo(f"requeued {len(ids) - len(missing)} of {len(ids)}")
+    # With --all, jobs that expire or are requeued meanwhile are nobody's concern.
+    if missing and not everything:
+        for one in missing[1:]:
+            say(one.message)
+        raise missing[0]
+
+
+def _requeue(connection: Redis, job_id: str) -> None:
+    record = _read(connection, job_id)
+    if record.model is None:
+        raise JobNotFound(f"job {job_id} is no prediction", job_id=job_id)
+    try:
+        job = ModelJob.fetch(job_id, connection=connection)
+        FailedJobRegistry(job.origin, connection=connection, job_class=ModelJob).requeue(job)
+    except (NoSuchJobError, InvalidJobOperation):
+        status = record.fields.get("status", "unknown")
+        raise JobNotFound(f"job {job_id} is not among the failed ones; it is {status}", job_id=job_id) from None
+
+
+def _failed_ids(connection: Redis, models: Iterable[str], limit: int = 0) -> list[tuple[str, str]]:
+    """Return pairs of model and job id, the newest of each model first; `limit` 0 means all."""
+    found = []
+    for model in models or [status.name for status in read_models(connection)]:
+        key = FailedJobRegistry(model, connection=connection).key
+        ids = cast("list[bytes]", connection.zrevrange(key, 0, limit - 1))
+        found += [(model, raw.decode(errors="replace")) for raw in ids]
+    return found

@@ -1,27 +1,25 @@
-"""``rq-models models``."""
+"""``rq-models models`` and ``rq-models predict``."""
 
 from __future__ import annotations
 
+import json
+import sys
 from contextlib import suppress
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import click
 from rq.defaults import RQ_KEY_PREFIX
 
 from rq_models.cli.app import App, print_table, say, to_json
 from rq_models.cli.outcome import one_line
-from rq_models.errors import ConfigurationError
+from rq_models.errors import ConfigurationError, InvalidInput
 from rq_models.registry import ModelStatus, read_models
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON list, with cards and workers.")
 @click.pass_obj
-def models(app: App, as_json: bool) -> None:
+def models(app: App) -> None:
     """List the models, their state and their jobs."""
     found = {status.name: status for status in read_models(app.connection)}
     # Published models are known without any configuration; what is configured and never ran should show, too.
@@ -29,52 +27,56 @@ def models(app: App, as_json: bool) -> None:
         for name in app.settings.models:
             found.setdefault(name, ModelStatus(name, None, ()))
     statuses = [found[name] for name in sorted(found)]
-    counts = _counts(app.connection, list(found))
-    if as_json:
-        click.echo(
-            to_json(
-                [
-                    {
-                        "name": one.name,
-                        "version": _version(one),
-                        "workers": len(one.serving),
-                        "state": one.state,
-                        "queued": counts[one.name][0],
-                        "failed": counts[one.name][1],
-                        "card": asdict(one.card) if one.card else None,
-                        "serving": [asdict(worker) for worker in one.serving],
-                    }
-                    for one in statuses
-                ]
-            )
-        )
-        return
-    rows = [
-        [one.name, _version(one) or "-", str(len(one.serving)), one.state, *(str(n) for n in counts[one.name])]
-        for one in statuses
-    ]
-    print_table(["name", "version", "workers", "state", "queued", "failed"], rows)
-    for one in statuses:
-        for worker in one.serving:
-            if worker.error:
-                say(f"{worker.worker}: {one_line(str(worker.error))}")
+    # Read directly: the `count` of RQ's registries runs their cleanup, which fails other people's jobs.
+    with app.connection.pipeline(transaction=False) as pipe:
+        for one in statuses:
+            pipe.llen(f"{RQ_KEY_PREFIX}:queue:{one.name}")
+            pipe.zcard(f"{RQ_KEY_PREFIX}:failed:{one.name}")
+        counts = iter(pipe.execute())
+    print_table(
+        *("name", "version", "workers", "state", "queued", "failed"),
+        rows=[(one.name, _version(one), len(one.serving), one.state, next(counts), next(counts)) for one in statuses],
+    )
+    for worker in (worker for one in statuses for worker in one.serving if worker.error):
+        say(f"{worker.worker}: {one_line(str(worker.error))}")
 
 
-def _version(status: ModelStatus) -> str | None:
+def _version(status: ModelStatus) -> str:
     # During a roll-out two versions may be served.
     served = sorted({str(worker.version) for worker in status.serving if worker.version})
-    published = status.card.version if status.card else None
-    return ", ".join(served) or (str(published) if published else None)
+    return ", ".join(served) or str((status.card and status.card.version) or "-")
 
 
-def _counts(connection: Redis, names: list[str]) -> dict[str, tuple[int, int]]:
-    """Return the numbers of queued and failed jobs of each model.
+@click.command()
+@click.argument("model")
+@click.argument("text", metavar="JSON|@FILE|-")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=60, show_default=True, help="Seconds.")
+@click.pass_obj
+def predict(app: App, model: str, text: str, timeout: float) -> None:
+    """Let a running worker of MODEL predict.
 
-    Read directly: the `count` of RQ's registries runs their cleanup, which fails other people's jobs.
+    Prints its output as JSON. The input is JSON text, @FILE, or - for standard input.
     """
-    with connection.pipeline(transaction=False) as pipe:
-        for name in names:
-            pipe.llen(f"{RQ_KEY_PREFIX}:queue:{name}")
-            pipe.zcard(f"{RQ_KEY_PREFIX}:failed:{name}")
-        numbers = pipe.execute()
-    return dict(zip(names, zip(numbers[::2], numbers[1::2], strict=True), strict=True))
+    from rq_models import Client  # noqa: PLC0415 - 0.2 s that the other commands need not wait
+
+    data = _read(text)
+    with Client(app.redis_url) as client:
+        click.echo(to_json(client.predict(model, data, timeout=timeout)))
+
+
+def _read(text: str) -> Any:
+    try:
+        if text == "-":
+            text = sys.stdin.read()
+        elif text.startswith("@"):
+            text = Path(text[1:]).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"the input can't be read: {error}") from None
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"the input is not JSON: {error}") from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON number")

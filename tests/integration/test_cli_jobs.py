@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from typing import Any
 
@@ -62,14 +61,13 @@ def ended(connection: Redis, data: Any, **options: Any) -> str:
     return job.id
 
 
-def test_models_as_a_table_and_as_json(run, connection: Redis, served: str, project: Project) -> None:
+def test_models_as_a_table(run, connection: Redis, served: str, project: Project) -> None:
     ended(connection, {"x": -1})
     project.add("never_started", MODEL)
     enqueue(connection, 1, model="never_started")
     publish_card(connection, Card(name="left", version="0.9"))
 
     table = run("models")
-    listed = run("models", "--json")
 
     assert table.exit_code == 0
     assert [line.split() for line in table.stdout.splitlines()] == [
@@ -78,9 +76,6 @@ def test_models_as_a_table_and_as_json(run, connection: Redis, served: str, proj
         ["never_started", "-", "0", "unserved", "1", "0"],
         ["root", "1.2", "1", "warm", "0", "1"],
     ]
-    root = json.loads(listed.stdout)[2]
-    assert root["serving"][0]["loads"] == 1
-    assert root["card"]["input_schema"]["required"] == ["x"]
 
 
 def test_counting_does_not_clean_up(run, connection: Redis, project: Project) -> None:
@@ -104,7 +99,6 @@ def test_a_finished_job(run, connection: Redis, served: str) -> None:
     job_id = ended(connection, {"x": 4})
 
     text = run("job", job_id)
-    fields = json.loads(run("job", job_id, "--json").stdout)
 
     lines = dict(line.split(maxsplit=1) for line in text.stdout.splitlines())
     assert lines["status"] == "finished"
@@ -115,28 +109,23 @@ def test_a_finished_job(run, connection: Redis, served: str) -> None:
     assert lines["input"] == '{"x": 4}'
     assert lines["output"] == '{"root": 2.0}'
     assert {"enqueued", "started", "ended"} <= lines.keys()
-    assert fields["input"] == {"x": 4}
-    assert fields["output"] == {"root": 2.0}
-    assert fields["error"] is None
+    assert "error" not in lines
 
 
 def test_a_failed_job_shows_the_models_traceback(run, connection: Redis, served: str) -> None:
     job_id = ended(connection, {"x": -1})
 
     text = run("job", job_id)
-    fields = json.loads(run("job", job_id, "--json").stdout)
 
     assert "error     ModelError (ArithmeticError): no roots of negative numbers\n" in text.stdout
     assert 'raise ArithmeticError("no roots' in text.stdout
-    assert fields["error"]["kind"] == "ModelError"
-    assert "Traceback" in fields["traceback"]
+    assert "Traceback" in text.stdout
 
 
-@pytest.mark.parametrize("options", [[], ["--json"]])
-def test_the_input_can_be_left_out(run, connection: Redis, options: list[str]) -> None:
+def test_the_input_can_be_left_out(run, connection: Redis) -> None:
     job = enqueue(connection, {"x": "private"})
 
-    result = run("job", job.id, "--no-input", *options)
+    result = run("job", job.id, "--no-input")
 
     assert result.exit_code == 0
     assert "private" not in result.output
@@ -214,7 +203,7 @@ def test_failed_jobs_are_listed_newest_first(run, connection: Redis, served: str
     connection.hset(f"rq:job:{first}", "ended_at", "2020-01-02T03:04:05.000000Z")
 
     everything = run("failed").stdout.splitlines()
-    of_model = run("failed", "root").stdout.splitlines()
+    of_model = run("failed", "list", "root").stdout.splitlines()
 
     assert everything == of_model
     assert everything[0].split()[:2] == ["id", "model"]
@@ -223,7 +212,7 @@ def test_failed_jobs_are_listed_newest_first(run, connection: Redis, served: str
     assert "x" in everything[1]
     assert everything[2].split()[:3] == [first, "root", "2020-01-02T03:04:05"]
     assert everything[2].endswith("ModelError    no roots of negative numbers")
-    assert len(run("failed", "root", "-n", "1").stdout.splitlines()) == 2
+    assert len(run("failed", "list", "root", "-n", "1").stdout.splitlines()) == 2
 
 
 def test_requeueing_by_id_runs_the_job_again(run, connection: Redis, served: str) -> None:

@@ -66,10 +66,11 @@ def server_port() -> int:
 # -- worker ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_that_is_not_configured(project: Project) -> None:
+@pytest.mark.parametrize("options", [[], ["-n", "2"]])
+def test_a_worker_that_is_not_configured(project: Project, options: list[str]) -> None:
     project.add("known", MODEL)
 
-    result = project.run("worker", "nosuch")
+    result = project.run("worker", "nosuch", *options)
 
     assert result.returncode == 3
     (line,) = result.stderr.splitlines()
@@ -131,7 +132,7 @@ def test_without_a_model_every_configured_one_is_served(spawn: Spawn, project: P
 def test_a_worker_that_is_killed_comes_back(spawn: Spawn, project: Project, connection: Redis) -> None:
     project.add("one", MODEL)
     worker = spawn([RQ_MODELS, "worker", "one", "-n", "2"], cwd=project.root, env=project.environ)
-    wait_until(lambda: len(serving(connection)) == 2, "both serve")
+    wait_until(lambda: "rq-models: ready: one" in worker.log, "both serve")
     before = {one.pid for one in serving(connection)}
     victim = min(before)
 
@@ -272,19 +273,24 @@ def test_a_worker_that_dies_at_the_start_ends_up(up, project: Project, tmp_path:
     process = up("--no-dashboard", PYTHONPATH=str(tmp_path))
 
     assert process.process.wait(60) == 9
-    assert "one.1 ended with exit status 9; stopping" in process.log
+    assert "one ended with exit status 9; stopping" in process.log
 
 
-def test_the_death_of_the_server_ends_up(up, project: Project, server_port: int) -> None:
+def test_a_server_that_is_killed_comes_back_with_its_data(up, project: Project, server_port: int) -> None:
     project.add("one", MODEL)
     process = up("--no-dashboard", port=server_port)
     with Redis(port=server_port) as client:
-        pids = {one.pid for one in serving(client)}
+        client.set("kept", "value")
+        client.waitaof(1, 0, 10_000)
         os.kill(client.info("server")["process_id"], signal.SIGKILL)
 
-    assert process.process.wait(60) == 1
-    assert "redis was killed by SIGKILL; stopping" in process.log
-    assert all_gone(pids)
+    wait_until(lambda: "redis was killed by SIGKILL; starting it again in 0.1 s" in process.log, "it is noticed")
+    with Redis(port=server_port) as client:
+        wait_until(lambda: serving(client), "the worker serves again")
+        assert client.get("kept") == b"value"
+    predicted = CliRunner().invoke(main, ["--url", f"redis://127.0.0.1:{server_port}/0", "predict", "one", "[1]"])
+    assert predicted.stdout == "[1]\n", predicted.stderr
+    assert process.stop() == 0
 
 
 def test_without_models_there_is_nothing_to_run(project: Project) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,8 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import RunningWorker, wait_until
 
-from rq_models import pool as pool_module
-from rq_models.pool import Child, Pool
+from rq_models.pool import Pool
 
 # Says that it runs, then waits; on SIGTERM it says so and leaves.
 WAITS = """
@@ -52,85 +52,75 @@ def said() -> list[str]:
     return []
 
 
-def make(said: list[str], *, patient: bool = True, prefix: bool = False) -> Pool:
-    return Pool(dict(os.environ), prefix=prefix, patient=patient, say=said.append)
+def make(said: list[str]) -> Pool:
+    return Pool(dict(os.environ), said.append)
+
+
+def run_until(pool: Pool, done: Callable[[], object]) -> None:
+    """Let the pool keep its children until the condition holds."""
+
+    def stop_when_done() -> None:
+        wait_until(done, "what the test waits for")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=stop_when_done)
+    watcher.start()
+    pool.keep()
+    watcher.join()
 
 
 def test_leaving_stops_the_children(said: list[str], tmp_path: Path) -> None:
     outs = [tmp_path / "one", tmp_path / "two"]
     with make(said) as pool:
-        for out in outs:
-            pool.start(Child(out.name, python(WAITS, out)))
+        children = [pool.start(out.name, python(WAITS, out)) for out in outs]
         assert pool.wait(lambda: all(lines(out) == ["started"] for out in outs))
-        pids = pool.pids()
+        pids = {child.process.pid for child in children}
 
     assert len(pids) == 2
     assert not any(is_alive(pid) for pid in pids)
     assert [lines(out) for out in outs] == [["started", "stopped"]] * 2
-    assert pool.status == 0
     assert said == []
 
 
-def test_a_child_that_dies_is_started_again_after_a_growing_pause(
-    said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool_module, "FIRST_PAUSE", 0.01)
+def test_a_child_that_dies_is_started_again_after_a_growing_pause(said: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     with make(said) as pool:
-        pool.start(Child("moody", python(DIES, out, 3)))
-        assert pool.wait(lambda: len(said) == 3)
+        pool.start("moody", python(DIES, out, 3))
+        run_until(pool, lambda: len(said) >= 3)
 
     assert len(lines(out)) >= 3
-    assert said[0] == "moody ended with exit status 3; starting it again in 0.01 s"
-    assert [line.split()[-2] for line in said[:3]] == ["0.01", "0.02", "0.04"]
-    assert pool.status == 0
+    assert said[0] == "moody ended with exit status 3; starting it again in 0.1 s"
+    assert [line.split()[-2] for line in said[:3]] == ["0.1", "0.2", "0.4"]
 
 
 def test_a_killed_child_is_started_again(said: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     with make(said) as pool:
-        pool.start(Child("one", python(WAITS, out)))
-        pool.wait(lambda: lines(out) == ["started"])
-        os.kill(pool.pids().pop(), signal.SIGKILL)
-        assert pool.wait(lambda: lines(out) == ["started", "started"])
+        child = pool.start("one", python(WAITS, out))
+        assert pool.wait(lambda: lines(out) == ["started"])
+        os.kill(child.process.pid, signal.SIGKILL)
+        run_until(pool, lambda: lines(out) == ["started", "started"])
 
     assert said == ["one was killed by SIGKILL; starting it again in 0.1 s"]
 
 
-def test_an_exit_status_that_would_come_again_ends_all(said: list[str], tmp_path: Path) -> None:
-    with make(said) as pool:
-        pool.start(Child("one", python(WAITS, tmp_path / "one")))
-        pool.start(Child("two", python(DIES, tmp_path / "two", 3), final=frozenset({3})))
-        assert not pool.wait()
-
-    assert pool.status == 3
-    assert said == ["two ended with exit status 3; stopping"]
-
-
 def test_a_death_before_all_is_up_ends_all(said: list[str], tmp_path: Path) -> None:
-    with make(said, patient=False) as pool:
-        pool.start(Child("one", python(DIES, tmp_path / "out", 7)))
-        assert not pool.wait()
-
-    assert pool.status == 7
-    assert len(lines(tmp_path / "out")) == 1
-
-
-def test_the_end_of_an_essential_child_ends_all_even_a_peaceful_one(said: list[str], tmp_path: Path) -> None:
     with make(said) as pool:
-        pool.start(Child("server", python(DIES, tmp_path / "out", 0), essential=True))
-        assert not pool.wait()
+        pool.start("one", python(WAITS, tmp_path / "one"))
+        pool.start("two", python(DIES, tmp_path / "two", 7))
+        with pytest.raises(SystemExit) as left:
+            pool.wait(lambda: False)
 
-    assert pool.status == 1
-    assert said == ["server ended with exit status 0; stopping"]
+    assert left.value.code == 7
+    assert said == ["two ended with exit status 7; stopping"]
+    assert len(lines(tmp_path / "two")) == 1
 
 
-def test_when_every_child_has_left_by_itself_the_wait_ends(said: list[str], tmp_path: Path) -> None:
+def test_when_every_child_has_left_by_itself_the_pool_is_done(said: list[str], tmp_path: Path) -> None:
     with make(said) as pool:
-        pool.start(Child("one", python(DIES, tmp_path / "out", 0)))
-        assert not pool.wait()
+        pool.start("one", python(DIES, tmp_path / "out", 0))
+        pool.keep()
 
-    assert pool.status == 0
     assert said == []
 
 
@@ -140,31 +130,21 @@ def test_the_last_one_is_stopped_after_the_others(said: list[str], tmp_path: Pat
     out = tmp_path / "out"
     named = 'print("stopped", file=out)'
     with make(said) as pool:
-        pool.start(Child("server", python(WAITS.replace(named, 'print("server", file=out)'), out), last=True))
+        pool.start("server", python(WAITS.replace(named, 'print("server", file=out)'), out), last=True)
         for name in ("one", "two"):
-            pool.start(Child(name, python(slow.replace(named, 'print("worker", file=out)'), out)))
+            pool.start(name, python(slow.replace(named, 'print("worker", file=out)'), out))
         assert pool.wait(lambda: lines(out) == ["started"] * 3)
 
     assert lines(out)[3:] == ["worker", "worker", "server"]
 
 
-def test_output_gets_the_childs_name(said: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with make(said, prefix=True) as pool:
-        pool.start(Child("one", python("import os; os.write(1, b'\\xff out\\n'); os.write(2, b'err')")))
-        pool.wait()
-
-    assert capsys.readouterr().out == "one | \ufffd out\none | err\n"
-
-
 SUPERVISOR = textwrap.dedent("""
     import os, sys
-    from rq_models.pool import Child, Pool
-    with Pool(dict(os.environ), prefix=False, patient=True, say=print) as pool:
-        for name in sys.argv[2:]:
-            pool.start(Child(name, [sys.executable, "-c", sys.argv[1], name]))
-        pool.wait(lambda: len(pool.pids()) == len(sys.argv) - 2)
-        print("pids", *pool.pids(), pool._guardian.pid, flush=True)
-        pool.wait()
+    from rq_models.pool import Pool
+    with Pool(dict(os.environ), print) as pool:
+        child = pool.start("one", [sys.executable, "-c", *sys.argv[1:]])
+        print("pids", child.process.pid, pool._guardian.pid, flush=True)
+        pool.keep()
 """)
 
 
@@ -206,7 +186,7 @@ def test_a_terminals_interrupt_reaches_the_children_once(spawn: Callable[..., Ru
     assert lines(out) == ["started", "stopped"]
 
 
-def test_a_second_request_is_passed_on(spawn: Callable[..., RunningWorker], tmp_path: Path) -> None:
+def test_each_request_is_passed_on(spawn: Callable[..., RunningWorker], tmp_path: Path) -> None:
     stubborn = """
 import pathlib, signal, sys
 seen = []
@@ -223,13 +203,7 @@ while True: signal.pause()
     os.kill(parent.pid, signal.SIGINT)
     wait_until(lambda: lines(out) == ["started", "asked"], "it was asked once")
 
-    def asked_again() -> bool:
-        if lines(out)[2:]:
-            return True
-        # Within a second of the first, a second request counts as the same.
-        os.kill(parent.pid, signal.SIGINT)
-        return False
+    os.kill(parent.pid, signal.SIGINT)
 
-    wait_until(asked_again, "it was asked again")
     assert parent.process.wait(30) == 0
     assert lines(out) == ["started", "asked", "asked"]
