@@ -16,7 +16,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - pat
 _PACKAGE = "_rq_models_host"
 
 
-def _guard(lifeline: int) -> None:
+def _guard(channel: int, lifeline: int) -> None:
     """Leave a process behind that kills this one's group when the lifeline ends.
 
     Only another process can do that while the model holds the interpreter's lock, and to grandchildren as well. It is
@@ -30,11 +30,7 @@ def _guard(lifeline: int) -> None:
     try:
         if os.fork():
             return
-        try:
-            descriptors = [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208 - as above
-        except OSError:
-            descriptors = list(range(256))
-        for descriptor in set(descriptors) - {lifeline}:
+        for descriptor in (0, 1, 2, channel):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
         while os.read(lifeline, 1):
@@ -51,7 +47,7 @@ def main(channel: int, lifeline: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.getpgrp() != os.getpid():
         os.setsid()  # or the guardian would kill a stranger's group
-    _guard(lifeline)
+    _guard(channel, lifeline)
     os.set_inheritable(channel, False)
     # Python put this folder first, where a model's `import cache` would find ours.
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _HERE]  # noqa: PTH100 - as above

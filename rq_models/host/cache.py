@@ -15,22 +15,13 @@ _LOCK = threading.RLock()
 
 
 def get(name: str, class_path: str, nan: str = "error") -> Model:
-    """Return the model of this name, loading it if this process has not yet.
-
-    Args:
-        name: the configured name.
-        class_path: ``package.module:Class``; not looked at when the model is loaded already.
-        nan: see `output.to_json`.
+    """Return the model of this name, loading it from ``package.module:Class`` if this process has not yet.
 
     Raises:
         LoadError: it can't be imported or constructed.
     """
-    model = MODELS.get(name)
-    if model is None:
-        with _LOCK:
-            model = MODELS.get(name)
-            if model is None:
-                model = Model(name, construct(load_class(class_path)), nan)
-                LOADS[name] = LOADS.get(name, 0) + 1
-                MODELS[name] = model
-    return model
+    with _LOCK:
+        if name not in MODELS:
+            MODELS[name] = Model(name, construct(load_class(class_path)), nan)
+            LOADS[name] = LOADS.get(name, 0) + 1
+        return MODELS[name]

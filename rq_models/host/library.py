@@ -1,150 +1,77 @@
-"""Reads objects of the ``schema`` library, known by the names of their classes: nothing is imported.
+"""Reads objects of the ``schema`` library, known by their attributes: nothing is imported.
 
-Its own ``json_schema`` is stricter than the object itself in places (converters, predicates, flags of a regular
-expression, keys that are no strings), and a client that trusted it would refuse good input. Here those become
-"anything".
+A model is given its input as it came, as the older ``MLModel`` is, which validates for itself; except that integers
+become floats where the object takes floats only: the library is strict about that, and JSON has no such difference.
+What is published is never stricter than the object: where it is not plain what that takes, anything is.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Tuple
 
-from .refusal import checked
-
-Json = Dict[str, Any]
-Convert = Optional[Callable[[Any], Any]]
+from .refusal import InputError, checked
 
 _TYPES = {float: "number", int: "integer", str: "string", bool: "boolean", list: "array", dict: "object"}
-_WRAPPERS = {"Schema", "Optional", "Literal"}
 
 
-def read(declared: Any, *, checks_itself: bool) -> Tuple[Json, Convert]:
-    """Return the JSON Schema of such an object, and its conversion, which raises `InputError`.
-
-    Args:
-        declared: the object.
-        checks_itself: the model is an `MLModel`, which by its contract validates what it is given. What was converted
-            already might not pass a second time, so it is given the input as it came. Any other model is given what
-            validation returned. Either way floats that JSON wrote as integers are made floats first: the library is
-            strict about that, and JSON has no such difference.
-    """
-    found, loosen = _Reader(type(declared)).read(declared, extra=False)
+def read(declared: Any) -> Tuple[Dict[str, Any], Callable[[Any], Any]]:
+    """Return the JSON Schema of such an object, and its check, which raises `InputError`."""
 
     def convert(value: Any) -> Any:
-        value = loosen(value) if loosen else value
-        done = checked(declared.validate, value)
-        return value if checks_itself else done
+        try:
+            checked(declared.validate, value)
+        except InputError:
+            value = _with_floats(declared, value)
+            checked(declared.validate, value)
+        return value
 
-    return found, convert
+    return _published(declared), convert
 
 
-def _to_float(value: Any) -> Any:
+def as_float(value: Any) -> Any:
+    """Return an integer as a float, unless it is too large for one, and anything else as it is."""
     return float(value) if type(value) is int and abs(value) < 1 << 1000 else value
 
 
-class _Reader:
-    """Builds the JSON Schema, and the function that makes integers floats where only floats are taken."""
-
-    def __init__(self, schema: Any) -> None:
-        self._schema = schema
-        self._converting = 0
-        """How many converters it met: what stands after one in an And describes no input."""
-
-    def read(self, given: Any, *, extra: bool) -> Tuple[Json, Convert]:  # noqa: PLR0911 - one branch per kind
-        names = {cls.__name__ for cls in type(given).__mro__}
-        if names & _WRAPPERS:
-            found, loosen = self.read(given.schema, extra=extra or getattr(given, "ignore_extra_keys", False))
-            notes = {"title": getattr(given, "name", None), "description": getattr(given, "description", None)}
-            return {**found, **{key: note for key, note in notes.items() if note}}, loosen
-        if isinstance(given, dict):
-            return self._read_dict(given, extra)
-        if "And" in names:  # Or is one, too
-            return (self._read_or if "Or" in names else self._read_and)(given.args, extra)
-        if type(given) is list:
-            found, loosen = self._read_or(given, extra)
-            items = (lambda value: [loosen(one) for one in value] if type(value) is list else value) if loosen else None
-            return {"type": "array", **({"items": found} if found else {})}, items
-        if isinstance(given, type):
-            return {"type": _TYPES[given]} if given in _TYPES else {}, _to_float if given is float else None
-        if given is None or isinstance(given, (str, int, float)):
-            return {"const": given}, None
-        if "Regex" in names and "flags" not in repr(given):
-            return {"type": "string", "pattern": given.pattern_str}, None
-        # Use, a validator of the model's own, a predicate: the first two may convert.
-        self._converting += hasattr(given, "validate")
-        return {}, None
-
-    def _read_and(self, args: Any, extra: bool) -> Tuple[Json, Convert]:
-        found, loosens = [], []
-        for one in args:
-            before = self._converting
-            part, loosen = self.read(one, extra=extra)
-            found += [part] if part else []
-            loosens += [loosen] if loosen else []
-            if self._converting > before:
-                break
-
-        def convert(value: Any) -> Any:
-            for loosen in loosens:
-                value = loosen(value)
-            return value
-
-        return {"allOf": found} if len(found) > 1 else found[0] if found else {}, convert if loosens else None
-
-    def _read_or(self, args: Any, extra: bool) -> Tuple[Json, Convert]:
-        read = [self.read(one, extra=extra) for one in args]
-        found = [part for part, _ in read]
-        schema = {} if not all(found) else found[0] if len(found) == 1 else {"anyOf": found} if found else {}
-        loosens = [loosen for _, loosen in read if loosen]
-        if all(loosen is _to_float for loosen in loosens):
-            takes_integers = any(not part or part.get("type") == "integer" for part in found)
-            return schema, _to_float if loosens and not takes_integers else None
-        members = [(self._schema(one, ignore_extra_keys=extra), loosen) for one, (_, loosen) in zip(args, read)]  # noqa: B905 - Python 3.8
-
-        def convert(value: Any) -> Any:
-            for member, loosen in members:
-                loosened = loosen(value) if loosen else value
-                if member.is_valid(loosened):
-                    return loosened
-            return value
-
-        return schema, loosens[0] if len(members) == 1 else convert
-
-    def _read_dict(self, given: Dict[Any, Any], extra: bool) -> Tuple[Json, Convert]:
-        properties: Dict[str, Json] = {}
-        required, loosens, others = [], {}, []
-        for key, item in given.items():
-            part, loosen = self.read(item, extra=extra)
-            optional = _is_a("Optional", key)
-            default = getattr(key, "default", item)
-            if optional and (default is None or isinstance(default, (str, int, float))):
-                part = {**part, "default": default}
-            name = key
-            while hasattr(name, "schema") and not _is_a("Hook", name):
-                name = name.schema
-            if isinstance(name, str):
-                properties[name] = part
-                required += [] if optional else [name]
-                if loosen:
-                    loosens[name] = loosen
-            else:
-                others.append(loosen)
-        # Which of several patterns a key falls under is for the library to say.
-        other = others[0] if len(others) == 1 else None
-
-        def convert(value: Any) -> Any:
-            if type(value) is not dict:
-                return value
-            done = dict(value)
-            for key, one in value.items():
-                loosen = loosens.get(key) if key in properties else other
-                if loosen:
-                    done[key] = loosen(one)
-            return done
-
-        found = {"type": "object", "properties": properties, "required": required}
-        return {**found, "additionalProperties": extra or bool(others)}, convert if loosens or other else None
+def _bare(declared: Any) -> Any:
+    """Return what is inside Schema, Optional and Literal."""
+    while hasattr(declared, "schema"):
+        declared = declared.schema
+    return declared
 
 
-def _is_a(name: str, thing: Any) -> bool:
-    return any(cls.__name__ == name for cls in type(thing).__mro__)
+def _parts(declared: Any) -> Any:
+    """Return what And and Or, which is one too, are made of."""
+    return declared.args if any(cls.__name__ == "And" for cls in type(declared).__mro__) else ()
+
+
+def _with_floats(declared: Any, value: Any) -> Any:
+    declared = _bare(declared)
+    if declared is float:
+        return as_float(value)
+    if isinstance(declared, dict) and isinstance(value, dict):
+        items = {_bare(key): item for key, item in declared.items()}
+        return {key: _with_floats(items.get(key, items.get(str)), one) for key, one in value.items()}
+    if isinstance(declared, list) and isinstance(value, list):
+        for part in declared:
+            value = [_with_floats(part, one) for one in value]
+    for part in _parts(declared):
+        value = _with_floats(part, value)
+    return value
+
+
+def _published(declared: Any) -> Dict[str, Any]:
+    declared = _bare(declared)
+    if isinstance(declared, dict):
+        properties = {_bare(key): _published(item) for key, item in declared.items() if isinstance(_bare(key), str)}
+        return {"type": "object", "properties": properties, "required": [key for key in declared if type(key) is str]}
+    if isinstance(declared, list):
+        return {"type": "array", "items": _published(declared[0])} if len(declared) == 1 else {"type": "array"}
+    if declared is None or isinstance(declared, (str, int, float)):
+        return {"const": declared}
+    parts = [_published(part) for part in _parts(declared)]
+    if parts and type(declared).__name__ == "And":
+        return parts[0]  # what stands behind a converter describes no input
+    if parts:
+        return {"anyOf": parts} if all(parts) else {}
+    return {"type": _TYPES[declared]} if isinstance(declared, type) and declared in _TYPES else {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import io
 import logging
 import os
@@ -26,10 +27,13 @@ from .contract import LoadError, Model, Outcome, TimeLimit, error_outcome, failu
 
 T = TypeVar("T")
 
+_CHUNK = 1 << 20
 _REPEAT = 0.25
 """Seconds after which a prediction that swallowed its time limit is told again."""
 _STRAY_FORK = 70
 _ENDING = (signal.SIGTERM, signal.SIGINT)
+_hold_signals = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, _ENDING)
+_free_signals = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _ENDING)
 
 
 def main(channel: int) -> None:
@@ -50,17 +54,10 @@ def _ignore(signum: int, frame: Any) -> None:
     """Do nothing; a function, because children of the model would inherit SIG_IGN and could not be stopped any more."""
 
 
-def _hold_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-
-
-def _free_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
-
-
 class _Horse:
     def __init__(self, channel: int) -> None:
         self._channel = channel
+        self._decoder = frames.Decoder()
         self._pid = os.getpid()
         self._name = ""
         self._deadline = 0.0
@@ -70,20 +67,25 @@ class _Horse:
         os.register_at_fork(before=_hold_signals, after_in_parent=_free_signals, after_in_child=self._become_a_child)
 
     def run(self) -> None:
-        """Never returns."""
+        """Answer whatever is asked; never returns."""
         while True:
-            self._turn()
+            self._keep_signals()
+            try:
+                for question in self._decoder.feed(self._receive()):
+                    self._answer(question)
+            except frames.FrameError as error:
+                self._send({"op": "refused", "message": str(error)})
 
-    def _turn(self) -> None:
-        self._keep_signals()
-        try:
-            question = frames.read(self._channel)
-        except frames.FrameError as error:
-            self._send({"op": "refused", "message": str(error)})
-            return
-        if question is None:
+    def _receive(self) -> bytes:
+        data = b""
+        with contextlib.suppress(ConnectionResetError):  # the parent died with bytes of ours unread
+            data = os.read(self._channel, _CHUNK)
+        if not data:
             _flush()
             os._exit(0)
+        return data
+
+    def _answer(self, question: Dict[str, Any]) -> None:
         if question["op"] == "load":
             self._send(self._load(question))
         else:
@@ -103,17 +105,16 @@ class _Horse:
             model = cache.get(name, question["class"], question["nan"])
             example = model.card["example"]
             outcome = {} if example is None else model.predict(example)
-            if "error" in outcome:
-                cache.MODELS.pop(name)
-                record = outcome["error"]
-                kind = record["type"] or record["kind"]
-                message = f"it fails on its own example: {kind}: {record['message']}"
-                return _broken("example", record["type"], message, outcome["traceback"])
         except LoadError as error:
-            return _broken(error.stage, error.type, error.message, error.traceback)
+            return {"op": "broken", **vars(error)}
         except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt: nobody but the model can have raised it
-            kind = type(error).__name__
-            return _broken("init", kind, kind, trace(error))
+            return {"op": "broken", **vars(LoadError("init", type(error).__name__, error))}
+        if "error" in outcome:
+            cache.MODELS.pop(name)
+            record = outcome["error"]
+            message = f"it fails on its own example: {record['type'] or record['kind']}: {record['message']}"
+            said = {"type": record["type"], "message": message, "traceback": outcome["traceback"]}
+            return {"op": "broken", "stage": "example", **said}
         return {"op": "loaded", "card": model.card, "warmed": example is not None}
 
     def _predict_all(self, items: List[Dict[str, Any]]) -> Iterator[List[Outcome]]:
@@ -138,9 +139,8 @@ class _Horse:
         except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt: nobody but the model can have raised it
             return failure(error, item["input"])
         if outcome is None:
-            return error_outcome(
-                "ModelTimeout", None, f"the prediction took longer than job_timeout ({limit:g} s)", self._where
-            )
+            message = f"the prediction took longer than job_timeout ({limit:g} s)"
+            return error_outcome("ModelTimeout", None, message, self._where)
         return outcome
 
     def _within(self, limit: Optional[float], predict: Callable[[Any], T], data: Any) -> Optional[T]:
@@ -197,27 +197,14 @@ class _Horse:
         try:
             frame = frames.encode(answer)
         except frames.FrameError:
-            outcomes: List[Outcome] = answer["outcomes"]
-            share = frames.MAX_FRAME // len(outcomes) - 1024
-            answer["outcomes"] = [_fitting(outcome, share) for outcome in outcomes]
+            # Each is JSON, so it is their size; only those of a batch share a frame.
+            message = f"output: more than {frames.MAX_FRAME} bytes of JSON, which is too large"
+            answer["outcomes"] = [error_outcome("InvalidOutput", None, message)] * len(answer["outcomes"])
             frame = frames.encode(answer)
         try:
-            frames.write_bytes(self._channel, frame)
+            frames.write(self._channel, frame)
         except OSError:
             os._exit(0)
-
-
-def _broken(stage: str, kind: Optional[str], message: str, trace: str) -> Dict[str, Any]:
-    return {"op": "broken", "stage": stage, "type": kind, "message": message, "traceback": trace}
-
-
-def _fitting(outcome: Outcome, share: int) -> Outcome:
-    try:
-        if len(frames.encode(outcome)) <= share:
-            return outcome
-    except frames.FrameError:
-        pass
-    return error_outcome("InvalidOutput", None, f"output: more than {share} bytes of JSON, which is too large")
 
 
 def _flush() -> None:

@@ -3,44 +3,33 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, Optional, Sequence
 
-from .output import Key, clip, where
+from .output import Key, Misfit, clip, where
 
 _SHOWN = 80
-_REPORTED = 3
 _REASON = 160
 _KEY_ERROR = re.compile(r"(?:'.*' )?Key '(.*)' error:", re.DOTALL)
-_WRONG_KEY = re.compile(r"(Wrong keys? .*?) in \{.*", re.DOTALL)
 
 
-class InputError(Exception):
+class InputError(Misfit):
     """The input does not fit the model's schema.
 
     Attributes:
-        problems: for each one the path to the value, outermost key first, and what is wrong with it.
         type: class name of the exception that the model's own validation raised; None when it was ours.
     """
 
-    def __init__(self, problems: List[Tuple[List[Key], str]], type: Optional[str] = None) -> None:  # noqa: A002 - as in the error record
-        super().__init__(problems)
-        self.problems = problems
+    def __init__(self, why: str, path: Sequence[Key] = (), type: Optional[str] = None) -> None:  # noqa: A002 - as in the error record
+        super().__init__(why, path)
         self.type = type
 
     def __str__(self) -> str:
-        lines = [f"{where('', path) or 'input'}: {why}" for path, why in self.problems[:_REPORTED]]
-        more = len(self.problems) - _REPORTED
-        return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
-
-    def under(self, key: Key) -> None:
-        """Say that all of it was found inside this key."""
-        for path, _ in self.problems:
-            path.insert(0, key)
+        return f"{where('', self.path) or 'input'}: {self.why}"
 
 
 def wrong(expected: str, value: Any) -> InputError:
     """Return the error of a value that is not what was expected."""
-    return InputError([([], f"Input should be {expected}, got {show(value)}")])
+    return InputError(f"Input should be {expected}, got {show(value)}")
 
 
 def show(value: Any) -> str:
@@ -56,19 +45,6 @@ def show(value: Any) -> str:
     return f"a value of type {type(value).__name__}"
 
 
-def explain(error: Optional[BaseException], data: Any) -> Optional[InputError]:
-    """Return what a pydantic or ``schema`` error says of `data`, or None if it is neither.
-
-    Both are known by their attributes, so that neither library need be there.
-    """
-    errors = getattr(error, "errors", None)
-    if callable(errors) and type(error).__name__ == "ValidationError":
-        return InputError([_pydantic(one, data) for one in errors()], type(error).__name__)
-    if isinstance(errors, list) and isinstance(getattr(error, "autos", None), list):
-        return InputError([_library(error, data)], type(error).__name__)
-    return None
-
-
 def checked(validate: Callable[[Any], Any], value: Any) -> Any:
     """Return what a library's validation makes of a value; its error becomes an `InputError`."""
     try:
@@ -80,33 +56,42 @@ def checked(validate: Callable[[Any], Any], value: Any) -> Any:
         raise refusal from error
 
 
-def _pydantic(one: Any, data: Any) -> Tuple[List[Key], str]:
-    path = [key for key in one["loc"] if key != "__root__"]
-    why = clip(str(one["msg"]), _REASON)
+def explain(error: Optional[BaseException], data: Any) -> Optional[InputError]:
+    """Return what a pydantic or ``schema`` error says of `data`, or None if it is neither.
+
+    Both are known by their attributes, so that neither library need be there.
+    """
+    errors = getattr(error, "errors", None)
+    if callable(errors) and type(error).__name__ == "ValidationError":
+        return _of_pydantic(errors(), data)
+    if isinstance(errors, list) and isinstance(getattr(error, "autos", None), list):
+        return _of_library(error, data)
+    return None
+
+
+def _of_pydantic(errors: Any, data: Any) -> InputError:
+    first = errors[0]
+    path = [key for key in first["loc"] if key != "__root__"]
+    why = clip(str(first["msg"]), _REASON)
     # A missing field has the whole object around it for a value, and one too many is wrong whatever it holds.
-    if "missing" not in one["type"] and "extra" not in one["type"]:
+    if "missing" not in first["type"] and "extra" not in first["type"]:
         # Version 1 does not say what it saw.
-        why += f", got {show(one['input'] if 'input' in one else _at(path, data))}"
-    return path, why
+        why += f", got {show(first['input'] if 'input' in first else _at(path, data))}"
+    return InputError(why + (f"; and {len(errors) - 1} more" if len(errors) > 1 else ""), path, "ValidationError")
 
 
-def _library(error: Any, data: Any) -> Tuple[List[Key], str]:
-    path: List[Key] = []
-    why = str(error)
-    for text in error.autos:
-        match = _KEY_ERROR.fullmatch(text or "")
-        if match:
-            path.append(match[1])
-        elif text:
-            why = text
+def _of_library(error: Any, data: Any) -> InputError:
+    path = [match[1] for match in map(_KEY_ERROR.fullmatch, filter(None, error.autos)) if match]
+    # The schema's author may have given words of his own; else the innermost of the library's counts.
+    texts = [text for text in [*error.autos, *error.errors] if text and not _KEY_ERROR.fullmatch(text)]
+    why = texts[-1] if texts else str(error)
     value = _at(path, data)
     if isinstance(value, (dict, list)):
-        why = _WRONG_KEY.sub(r"\1", why).replace(repr(value), show(value))
-    own_words = [text for text in error.errors if text]
-    return path, clip(own_words[-1] if own_words else why, _REASON)
+        why = why.partition(" in {")[0].replace(repr(value), show(value))
+    return InputError(clip(why, _REASON), path, type(error).__name__)
 
 
-def _at(path: List[Key], data: Any) -> Any:
+def _at(path: Sequence[Any], data: Any) -> Any:
     for key in path:
         try:
             data = data[key]

@@ -8,15 +8,15 @@ import ml_model_abc
 import numpy as np
 from ml_base import MLModel
 from ml_base.ml_model import MLModelSchemaValidationException
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict
 from schema import And, Or, Schema
 from schema import Optional as Maybe
 
-__version__ = "7.1"
-
 
 class Flower(BaseModel):
-    petal_width: float = Field(examples=[0.2])
+    model_config = ConfigDict(json_schema_extra={"examples": [{"petal_width": 0.2}]})
+
+    petal_width: float
     names: list[str] = []
 
 
@@ -131,8 +131,3 @@ class Batched:
     def predict_batch(self, petals: list[Petal]):
         self.sizes.append(len(petals))
         return np.array([self.predict(petal) for petal in petals])
-
-
-class Async:
-    async def predict(self, data):
-        return data

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import socket
 import threading
 
@@ -33,9 +32,7 @@ def test_an_endless_object_makes_no_frame():
         frames.encode(endless)
 
 
-@pytest.mark.parametrize(
-    "body", [b"{", b"\xff", b'{"a": NaN}', b'{"a": Infinity}', b"[" * 200_000, b"1" * 5000], ids=lambda body: body[:4]
-)
+@pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 200_000, b"1" * 5000], ids=lambda body: body[:4])
 def test_bytes_that_are_no_json_are_refused(body):
     frame = len(body).to_bytes(4, "big") + body
 
@@ -59,30 +56,14 @@ def test_large_frames_cross_a_socket_whose_writes_are_short():
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     obj = {"text": "y" * 3_000_000}
+    decoder = frames.Decoder()
+    found: list = []
 
     with ours, theirs:
-        writer = threading.Thread(target=frames.write, args=(ours.fileno(), obj))
+        writer = threading.Thread(target=frames.write, args=(ours.fileno(), frames.encode(obj)))
         writer.start()
-        found = frames.read(theirs.fileno())
+        while not found:
+            found = decoder.feed(theirs.recv(1 << 20))
         writer.join()
 
-    assert found == obj
-
-
-@pytest.mark.parametrize("sent", [b"", b"\x00\x00", b"\x00\x00\x00\x09{"])
-def test_the_end_of_the_other_side_is_none_wherever_it_comes(sent):
-    reading, writing = os.pipe()
-    os.write(writing, sent)
-    os.close(writing)
-
-    assert frames.read(reading) is None
-    os.close(reading)
-
-
-def test_a_peer_that_died_with_unread_bytes_is_gone_as_well():
-    ours, theirs = socket.socketpair()
-    with ours:
-        ours.send(b"never read")
-        theirs.close()
-
-        assert frames.read(ours.fileno()) is None
+    assert found == [obj]

@@ -421,6 +421,22 @@ def test_it_leaves_when_its_channel_ends_before_it_loaded(started):
     assert started.process.wait(PATIENCE) == 0
 
 
+@pytest.mark.parametrize("sent", [b"\x00\x00", b"\x00\x00\x00\x09{"])
+def test_it_leaves_when_its_channel_ends_within_a_frame(horse, sent):
+    horse.ours.sendall(sent)
+    horse.ours.close()
+
+    assert horse.process.wait(PATIENCE) == 0
+
+
+def test_it_leaves_when_its_parent_died_with_unread_answers(horse):
+    horse.ours.sendall(frames.encode({"op": "predict", "items": [{"id": "1", "input": ["echo"], "timeout": None}]}))
+    assert horse.ours.recv(1, socket.MSG_PEEK)
+    horse.ours.close()
+
+    assert horse.process.wait(PATIENCE) == 0
+
+
 def test_the_end_of_its_parent_ends_its_whole_group_whatever_it_does(horse):
     grandchild = horse.predict("grandchild")["value"]
     assert {horse.pid, grandchild} < set(members(horse.pid))
