@@ -3,15 +3,24 @@
 --
 -- KEYS  1 rq:wip zset, 2 rq:finished zset, 3 rq:failed zset, 4 queue list, 5 the worker's hash, 6 its set of executions,
 --       7 the model's counters
--- ARGV  1 RQ's key prefix, 2 seconds to keep the counters, 3 worker name, 4 time now in whole seconds, 5 how many runs;
---       then for each run:
+-- ARGV  1 RQ's key prefix, 2 seconds to keep the counters, 3 worker name, 4 time now in whole seconds, 5 whether a job
+--       with dependents is left alone, 6 how many runs; then for each run:
 --       job id, execution id, 'finished' | 'failed' | 'retry' | 'retry_front', status, when it started and ended as RQ
 --       writes it, seconds it took, seconds to keep it (-1: for ever), and three lists, each after its length: further
 --       hash fields and values, fields and values of the result entry, counters to raise by one
--- Returns for each run: 1 done; 0 given up meanwhile, by a recovery or a cancel, so nothing was written;
---       2 it has dependents: nothing was written, RQ's own method must finish it.
-local prefix, worker, now, at = ARGV[1], ARGV[3], tonumber(ARGV[4]), 5
+-- Returns for each run: 1 done; 0 given up meanwhile, by a recovery, a cancel or a deletion, so nothing was written;
+--       2 it has dependents: nothing was written, RQ's own method must finish it; 3 it could not be written whole.
+local prefix, worker, now, at = ARGV[1], ARGV[3], tonumber(ARGV[4]), 6
 local counts = {}
+
+-- Before the first write: what raises for one run must be that run's own doing.
+local kinds = {'zset', 'zset', 'zset', 'list', 'hash', 'set', 'hash'}
+for n, key in ipairs(KEYS) do
+  local found = redis.call('TYPE', key)['ok']
+  if found ~= 'none' and found ~= kinds[n] then
+    return redis.error_reply('WRONGTYPE ' .. key .. ' holds a ' .. found .. ', not a ' .. kinds[n] .. '; delete it')
+  end
+end
 
 local function take()
   at = at + 1
@@ -26,59 +35,83 @@ local function take_list()
   return list
 end
 
+local function take_run()
+  local run = {id = take(), execution = take(), kind = take(), status = take(), started = take(), ended = take()}
+  run.seconds, run.ttl = take(), tonumber(take())
+  run.fields, run.entry, run.counters = take_list(), take_list(), take_list()
+  run.composite = run.id .. ':' .. run.execution
+  run.job = prefix .. ':job:' .. run.id
+  run.retry = run.kind == 'retry' or run.kind == 'retry_front'
+  return run
+end
+
+local function forget_execution(run)
+  redis.call('DEL', prefix .. ':execution:' .. run.composite)
+  redis.call('SREM', KEYS[6], run.composite)
+  local executions = prefix .. ':executions:' .. run.id
+  if redis.call('TYPE', executions)['ok'] == 'zset' then
+    redis.call('ZREM', executions, run.execution)
+  end
+end
+
+local function count(run)
+  redis.call('HINCRBY', KEYS[5], run.kind == 'finished' and 'successful_job_count' or 'failed_job_count', 1)
+  redis.call('HINCRBYFLOAT', KEYS[5], 'total_working_time', run.seconds)
+  for _, name in ipairs(run.counters) do
+    counts[name] = (counts[name] or 0) + 1
+  end
+end
+
+local function write(run)
+  redis.call('HSET', run.job, 'status', run.status, 'started_at', run.started, 'ended_at', run.ended,
+    'last_heartbeat', run.ended, 'worker_name', worker, unpack(run.fields))
+  if run.retry then
+    redis.call(run.kind == 'retry' and 'RPUSH' or 'LPUSH', KEYS[4], run.id)
+    return
+  end
+  local results = prefix .. ':results:' .. run.id
+  if redis.call('TYPE', results)['ok'] ~= 'stream' then
+    redis.call('DEL', results)
+  end
+  redis.call('XADD', results, 'MAXLEN', 10, '*', unpack(run.entry))
+  -- Each registry marks "for ever" in its own way.
+  local score = run.kind == 'finished' and '+inf' or -1
+  if run.ttl == -1 then
+    redis.call('PERSIST', results)
+  else
+    score = now + run.ttl
+    redis.call('EXPIRE', results, run.ttl)
+    redis.call('EXPIRE', run.job, run.ttl)
+    -- RQ's own spelling, with two colons.
+    redis.call('EXPIRE', prefix .. ':job::' .. run.id .. ':dependencies', run.ttl)
+  end
+  redis.call('ZADD', KEYS[run.kind == 'finished' and 2 or 3], score, run.id)
+end
+
 local done = {}
-for n = 1, tonumber(ARGV[5]) do
-  local id, execution, kind, status, started, ended, seconds = take(), take(), take(), take(), take(), take(), take()
-  local ttl = tonumber(take())
-  local fields, entry, counters = take_list(), take_list(), take_list()
-  local composite = id .. ':' .. execution
-  local job = prefix .. ':job:' .. id
-  local retry = kind == 'retry' or kind == 'retry_front'
-  if not retry and redis.call('EXISTS', job .. ':dependents') == 1 then
+for n = 1, tonumber(ARGV[6]) do
+  local run = take_run()
+  if ARGV[5] == '1' and not run.retry and redis.call('EXISTS', run.job .. ':dependents') == 1 then
     done[n] = 2
   -- The fence: whoever removes this member owns the run's end.
-  elseif redis.call('ZREM', KEYS[1], composite) == 0 then
+  elseif redis.call('ZREM', KEYS[1], run.composite) == 0 then
+    forget_execution(run)
     done[n] = 0
   else
-    redis.call('DEL', prefix .. ':execution:' .. composite)
-    redis.call('ZREM', prefix .. ':executions:' .. id, execution)
-    redis.call('SREM', KEYS[6], composite)
-    redis.call('HINCRBY', KEYS[5], kind == 'finished' and 'successful_job_count' or 'failed_job_count', 1)
-    redis.call('HINCRBYFLOAT', KEYS[5], 'total_working_time', seconds)
-    for _, name in ipairs(counters) do
-      counts[name] = (counts[name] or 0) + 1
-    end
-    if redis.call('TYPE', job)['ok'] ~= 'hash' then
+    forget_execution(run)
+    pcall(count, run)
+    if redis.call('TYPE', run.job)['ok'] ~= 'hash' then
       -- Deleted while it ran: there is nothing left to finish.
       done[n] = 0
     else
-      done[n] = 1
-      redis.call('HSET', job, 'status', status, 'started_at', started, 'ended_at', ended, 'last_heartbeat', ended,
-        'worker_name', worker, unpack(fields))
-      if retry then
-        redis.call(kind == 'retry' and 'RPUSH' or 'LPUSH', KEYS[4], id)
-      else
-        local results = prefix .. ':results:' .. id
-        redis.call('XADD', results, 'MAXLEN', 10, '*', unpack(entry))
-        -- Each registry marks "for ever" in its own way.
-        local score = kind == 'finished' and '+inf' or -1
-        if ttl == -1 then
-          redis.call('PERSIST', results)
-        else
-          score = now + ttl
-          redis.call('EXPIRE', results, ttl)
-          redis.call('EXPIRE', job, ttl)
-          -- RQ's own spelling, with two colons.
-          redis.call('EXPIRE', prefix .. ':job::' .. id .. ':dependencies', ttl)
-        end
-        redis.call('ZADD', KEYS[kind == 'finished' and 2 or 3], score, id)
-      end
+      -- Scripts don't roll back: one run that can't be written must not take the others' results with it.
+      done[n] = pcall(write, run) and 1 or 3
     end
   end
 end
-for name, count in pairs(counts) do
-  redis.call('HINCRBY', KEYS[7], name, count)
+for name, number in pairs(counts) do
+  redis.pcall('HINCRBY', KEYS[7], name, number)
 end
-redis.call('HINCRBY', KEYS[7], 'batches', 1)
+redis.pcall('HINCRBY', KEYS[7], 'batches', 1)
 redis.call('EXPIRE', KEYS[7], ARGV[2])
 return done

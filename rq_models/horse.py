@@ -10,6 +10,7 @@ the process itself, then kills its process group, then wakes whoever is asking.
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import signal
@@ -19,7 +20,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,7 +28,7 @@ from rq_models.errors import InvalidInput, ModelBroken, ModelCrashed, ModelFault
 from rq_models.host import frames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from rq_models.settings import ModelSettings
 
@@ -42,6 +43,8 @@ _BEAT = 1.0
 GRACE = 2.0
 """Seconds beyond its time limit that a horse may take to come back by itself; C code does not, and is killed."""
 _EXIT_PATIENCE = 5.0
+_LAST_WORDS_PATIENCE = 0.5
+"""Seconds for a dead horse's pipe to end; a daemon that left its group may hold it for ever."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +56,18 @@ class Item:
     timeout: float | None
 
 
-@dataclass(frozen=True)
-class Run:
-    """What came of some items.
+class Interrupted(Exception):
+    """A prediction came to its end before all items were decided.
 
     Attributes:
-        outcomes: of the first of them, in order: ``{"value": ...}`` or ``{"error": <record>, "traceback": text}``.
-        fault: what ended the run before it came to the rest, if it did.
-        suspects: how many of the rest, from the first, may have been the cause.
+        fault: why.
+        suspects: how many of the undecided items, from the first, may have been the cause.
     """
 
-    outcomes: list[dict[str, Any]]
-    fault: RqModelsError | None = None
-    suspects: int = 0
+    def __init__(self, fault: RqModelsError, suspects: int) -> None:
+        super().__init__(fault, suspects)
+        self.fault = fault
+        self.suspects = suspects
 
 
 def _nothing() -> None:
@@ -93,8 +95,11 @@ class Horse:
         self._model = model
         self._root = root
         self._log = log
-        self._tail: deque[bytes] = deque()
+        self._tail = self._line = b""
+        self._output_lock = threading.Lock()
         self._exited = threading.Event()
+        self._next_beat = 0.0
+        self._broke = ""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -110,7 +115,7 @@ class Horse:
     @property
     def tail(self) -> str:
         """The last 4 KB that the model printed."""
-        return b"".join(self._tail)[-_TAIL_BYTES:].decode(errors="replace")
+        return self._tail.decode(errors="replace")
 
     def start(self) -> Self:
         """Start the process; the model is not loaded yet.
@@ -136,9 +141,9 @@ class Horse:
             for end in (ours, wake, self._wake):
                 end.close()
             os.close(self._lifeline)
+            remedy = "; correct 'python' in its table" if error.errno in (errno.ENOENT, errno.EACCES) else ""
             raise ModelBroken(
-                f"model {self.name}: its interpreter {self._model.python} does not start ({error.strerror}); "
-                "correct 'python' in its table",
+                f"model {self.name}: its interpreter {self._model.python} does not start ({error.strerror}){remedy}",
                 type=type(error).__name__,
             ) from None
         finally:
@@ -149,6 +154,9 @@ class Horse:
         self._unsent = memoryview(b"")
         self._decoder = frames.Decoder()
         self._answers: deque[dict[str, Any]] = deque()
+        assert self._process.stdout is not None  # noqa: S101 - a pipe was asked for
+        self._output = self._process.stdout.fileno()
+        os.set_blocking(self._output, False)
         self._printer = threading.Thread(target=self._forward_output, daemon=True, name=f"{self.name}-output")
         self._printer.start()
         threading.Thread(target=self._reap, args=(self._process, wake), daemon=True, name=f"{self.name}-reaper").start()
@@ -187,45 +195,50 @@ class Horse:
         self.loads = answer["loads"]
         return answer["card"]  # type: ignore[no-any-return]
 
-    def predict(self, items: list[Item], beat: Callable[[], None] = _nothing) -> Run:
-        """Predict these items, together if the model can, and return what came of them.
+    def predict(self, items: list[Item], beat: Callable[[], None] = _nothing) -> Iterator[list[dict[str, Any]]]:
+        """Predict these items, together if the model can, and yield their outcomes in order, some at a time.
 
-        A time limit is an item's own. The horse enforces it by an exception; one that does not come back within a
-        further `GRACE` is killed.
+        An outcome is ``{"value": ...}`` or ``{"error": <error record>, "traceback": text}``. A time limit is an item's
+        own. The horse enforces it by an exception; one that does not come back within a further `GRACE` is killed.
+
+        Raises:
+            Interrupted: the rest is not decided.
         """
         assert self.card is not None  # noqa: S101 - load() comes first
-        outcomes: list[dict[str, Any]] = []
         together = len(items) > 1 and self.card["batch"]
-        self.running = tuple(item.id for item in items) if together else (items[0].id,)
+        left = items
         try:
             try:
-                self._say({"op": "predict", "items": [asdict(item) for item in items]})
+                self._say({"op": "predict", "items": [vars(item) for item in items]})
             except frames.FrameError as error:
-                return Run([], InvalidInput(f"the input can't be given to the model: {error}"), len(items))
-            while len(outcomes) < len(items):
-                item = items[len(outcomes)]
-                self.running = self.running if together else (item.id,)
-                limits = [one.timeout for one in (items if together else [item]) if one.timeout is not None]
+                refusal = InvalidInput(f"the input can't be given to the model: {error}")
+                raise Interrupted(refusal, len(items)) from None
+            while left:
+                self.running = tuple(item.id for item in left) if together else (left[0].id,)
+                self._beat_if_due(beat)
+                limits = [item.timeout for item in (left if together else left[:1]) if item.timeout is not None]
                 limit = min(limits, default=None)
                 try:
                     answer = self._hear(limit, beat, f"the prediction took longer than job_timeout ({limit} s)")
                 except ModelFault as fault:
-                    return Run(outcomes, fault, len(items) if together else 1)
+                    raise Interrupted(fault, len(left) if together else 1) from None
                 if answer["op"] != "predicted":
-                    return Run(outcomes, InvalidInput(f"the model's process can't read it: {answer['message']}"), 1)
+                    refusal = InvalidInput(f"the model's process can't read it: {answer['message']}")
+                    raise Interrupted(refusal, len(left))
                 # The first answer of a batch has all its outcomes, or none: then its items follow one by one.
                 together = False
-                outcomes += answer["outcomes"]
                 self.loads = answer["loads"]
+                left = left[len(answer["outcomes"]) :]
+                yield answer["outcomes"]
         finally:
             self.running = ()
-        return Run(outcomes)
 
     def kill(self) -> None:
         """Kill the process and whatever it started; from any thread."""
-        if self._process is not None and not self._exited.is_set():
+        process = self._process
+        if process is not None and not self._exited.is_set():
             with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Let the process leave by itself, or kill it."""
@@ -238,9 +251,11 @@ class Horse:
         if not self._exited.wait(_EXIT_PATIENCE):
             self.kill()
             self._exited.wait()
-        self._printer.join(_EXIT_PATIENCE)
+        self._printer.join(_LAST_WORDS_PATIENCE)
         os.close(self._lifeline)
         self._wake.close()
+        if not self._printer.is_alive() and self._process.stdout is not None:
+            self._process.stdout.close()
         self._process = None
 
     def __enter__(self) -> Self:
@@ -258,7 +273,6 @@ class Horse:
         It reads while it writes: two sides that both only write stop at a few megabytes.
         """
         deadline = None if limit is None else time.monotonic() + limit + GRACE
-        next_beat = time.monotonic() + _BEAT
         with selectors.DefaultSelector() as selector:
             wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
             selector.register(self._channel, wanted)
@@ -269,10 +283,8 @@ class Horse:
                     self.kill()
                     self._exited.wait()
                     raise ModelTimeout(late, traceback=self._last_words(late))
-                if now >= next_beat:
-                    beat()
-                    next_beat = now + _BEAT
-                ready = selector.select(min(next_beat, deadline or next_beat) - now)
+                self._beat_if_due(beat)
+                ready = selector.select(max(min(self._next_beat, deadline or self._next_beat) - now, 0))
                 try:
                     for key, events in ready:
                         if key.fileobj is not self._channel:
@@ -284,18 +296,25 @@ class Horse:
                         if events & selectors.EVENT_READ:
                             self._receive()
                 except (OSError, frames.FrameError) as error:
-                    # It closed the channel or wrote garbage into it; either way it can't be talked to any more.
-                    if isinstance(error, frames.FrameError):
-                        self._log(f"the model's process broke the protocol: {error}")
-                    self.kill()
-                    self._exited.wait()
+                    # It is about to end, or closed the channel, or wrote garbage into it: nobody can talk to it now.
+                    if isinstance(error, frames.FrameError) or not self._exited.wait(_EXIT_PATIENCE):
+                        self._broke = f"broke the protocol and was killed ({str(error) or 'it closed its channel'})"
+                        self.kill()
+                        self._exited.wait()
                 if self._exited.is_set() and not self._answers:
                     # The answer may have been on its way already.
                     with suppress(OSError, frames.FrameError):
                         self._receive()
                     if not self._answers:
                         raise self._crash()
+        self._drain()
         return self._answers.popleft()
+
+    def _beat_if_due(self, beat: Callable[[], None]) -> None:
+        # The time of the next one is the horse's, not a question's: many short ones must not put it off for ever.
+        if time.monotonic() >= self._next_beat:
+            self._next_beat = time.monotonic() + _BEAT
+            beat()
 
     def _receive(self) -> None:
         with suppress(BlockingIOError):
@@ -309,7 +328,9 @@ class Horse:
     def _crash(self) -> ModelCrashed:
         assert self._process is not None  # noqa: S101 - only a started process can exit
         code = self._process.returncode
-        if code < 0:
+        if self._broke:
+            reason = self._broke
+        elif code < 0:
             reason = f"was killed by {signal.Signals(-code).name}"
             if -code == signal.SIGKILL:
                 reason += " (out of memory?)"
@@ -317,24 +338,39 @@ class Horse:
             reason = f"ended itself with exit status {code}"
         message = f"the process of model {self.name} {reason}"
         # SIGKILL comes from outside, the system's doing; all other ways to die are the model's own.
-        return ModelCrashed(message, retryable=-code == signal.SIGKILL, traceback=self._last_words(message))
+        from_outside = code == -signal.SIGKILL and not self._broke
+        return ModelCrashed(message, retryable=from_outside, traceback=self._last_words(message))
 
     def _last_words(self, message: str) -> str:
         # The group is dead by now, so the pipe ends and the printer with it.
-        self._printer.join(_EXIT_PATIENCE)
+        self._printer.join(_LAST_WORDS_PATIENCE)
         return f"{message}\nThe last lines it printed:\n{self.tail}" if self.tail else message
 
     def _forward_output(self) -> None:
-        assert self._process is not None  # noqa: S101 - started before this thread
-        assert self._process.stdout is not None  # noqa: S101 - a pipe was asked for
-        size = 0
-        with self._process.stdout as pipe:
-            while line := pipe.readline(_LONGEST_LINE):
-                self._tail.append(line)
-                size += len(line)
-                while size - len(self._tail[0]) > _TAIL_BYTES:
-                    size -= len(self._tail.popleft())
-                self._log(line.decode(errors="replace").rstrip("\r\n"))
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._output, selectors.EVENT_READ)
+            while selector.select() and self._drain():
+                pass
+
+    def _drain(self) -> bool:
+        """Log what the model has printed so far; return whether more may come.
+
+        The asker does so before it takes an answer, so that lines are logged under the job that printed them.
+        """
+        with self._output_lock:
+            while True:
+                try:
+                    data = os.read(self._output, 1 << 16)
+                except BlockingIOError:
+                    return True
+                self._tail = (self._tail + data)[-_TAIL_BYTES:]
+                *lines, self._line = (self._line + data).split(b"\n")
+                if len(self._line) > _LONGEST_LINE or not data:
+                    lines, self._line = [*lines, self._line], b""
+                for line in filter(None, lines):
+                    self._log(line.decode(errors="replace").rstrip("\r"))
+                if not data:
+                    return False
 
     def _reap(self, process: subprocess.Popen[bytes], wake: socket.socket) -> None:
         if hasattr(os, "waitid"):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from rq_models.errors import ErrorRecord
 
 
+MAX_DATA = 64 << 20
+"""Bytes of JSON in one job at most, when decompressed: a bomb of some kilobytes would fill the memory."""
 FUNCTION_PREFIX = f"{__name__}."
 _CALLBACKS = ("_success_callback_name", "_failure_callback_name", "_stopped_callback_name")
 
@@ -66,7 +68,10 @@ def parse_data(raw: bytes) -> list[Any]:
     """
     # A foreign producer need not compress; RQ reads both, too.
     with suppress(zlib.error):
-        raw = zlib.decompress(raw)
+        reader = zlib.decompressobj()
+        raw = reader.decompress(raw, MAX_DATA)
+        if reader.unconsumed_tail:
+            raise ValueError(f"its data is more than {MAX_DATA} bytes")
     try:
         data = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -97,6 +102,9 @@ class ModelJob(Job):
         error: record of the failure, likewise.
         may_retry: False when a fault is final, whatever retries are left.
     """
+
+    allowed_callbacks: frozenset[str] = frozenset()
+    """Set by the worker for its process: what jobs may want called."""
 
     def __init__(
         self,
@@ -129,12 +137,31 @@ class ModelJob(Job):
         """Whether a failure now puts the job back into its queue."""
         return self.may_retry and super().should_retry
 
-    def refuse_callbacks(self) -> None:
-        """Forget what the job wanted called, so that failing it imports and sends nothing."""
-        for name in _CALLBACKS:
-            setattr(self, name, None)
-        self._success_callback = self._failure_callback = self._stopped_callback = None  # type: ignore[assignment]
-        self.webhooks = []
+    # RQ imports and calls what a job hash names, also when it only cleans up after a dead worker. Here nothing is
+    # imported and nothing is sent unless the configuration lists it.
+
+    def _allows(self, path: str | None) -> bool:
+        return path in self.allowed_callbacks
+
+    @property
+    def success_callback(self) -> Any:
+        """The function to call on success, if the configuration lists it."""
+        return super().success_callback if self._allows(self._success_callback_name) else None
+
+    @property
+    def failure_callback(self) -> Any:
+        """The function to call on failure, if the configuration lists it."""
+        return super().failure_callback if self._allows(self._failure_callback_name) else None
+
+    @property
+    def stopped_callback(self) -> Any:
+        """The function to call when it is stopped, if the configuration lists it."""
+        return super().stopped_callback if self._allows(self._stopped_callback_name) else None
+
+    def send_webhooks(self, status: Any, *, exc_string: str | None = None) -> None:
+        """Send the webhooks that the configuration lists."""
+        self.webhooks = [webhook for webhook in self.webhooks if self._allows(webhook.url)]
+        super().send_webhooks(status, exc_string=exc_string)
 
     # The two methods below do what RQ's do, in its order, and add the version and the error record to the result. They
     # serve the jobs that RQ's own methods finish; finish.lua does the same for all others. `execution` is what RQ

@@ -63,8 +63,7 @@ class Lease(threading.Thread):
 
     def update(self, **fields: Any) -> None:
         """Change what is published, now; a server that is away hears of it at the next renewal."""
-        self._serving = replace(self._serving, **fields)
-        self._renew()
+        self._renew(**fields)
 
     def run(self) -> None:
         """Renew until released; a server that is away is tried again at the next turn."""
@@ -81,12 +80,12 @@ class Lease(threading.Thread):
                 _log.warning("lease of %s not released, it will expire: %s", self._model, error)
             self._connection.close()
 
-    def _renew(self) -> None:
+    def _renew(self, **fields: Any) -> None:
         with self._lock:
+            self._serving = self._refresh(replace(self._serving, **fields))
             if self._released.is_set():
                 return
             try:
-                self._serving = self._refresh(self._serving)
                 renew_lease(self._connection, self._model, self._serving, self._ttl)
             except RedisError as error:
                 _log.warning("lease of %s not renewed: %s", self._model, error)

@@ -38,9 +38,11 @@ if TYPE_CHECKING:
 _HERE = files("rq_models")
 _TAKE = _HERE.joinpath("take.lua").read_text("utf-8")
 _FINISH = _HERE.joinpath("finish.lua").read_text("utf-8")
-GIVEN_UP, DONE, HAS_DEPENDENTS = 0, 1, 2
+GIVEN_UP, DONE, HAS_DEPENDENTS, UNWRITABLE = 0, 1, 2, 3
 """What `Ledger.finish` says of each run."""
 _CLAIM_SECONDS = 3600
+_LARGEST = 10**9
+"""Seconds; Redis refuses expiries that overflow, in the middle of a script."""
 _CALLBACKS = (b"success_callback_name", b"failure_callback_name", b"stopped_callback_name")
 # RQ saves these with every job, empty if unset; a foreign producer may have left them out.
 _ALWAYS = (*_CALLBACKS, b"group_id")
@@ -79,19 +81,18 @@ class Taken:
         """Return a stored number, None if there is none; RQ writes timeouts as ``"1h"``, too.
 
         Raises:
-            ValueError: it is no number.
+            ValueError: it is no number, or too large for one of seconds.
         """
         raw = self.fields.get(name)
         if not raw:
             return None
         try:
-            return int(raw)
-        except ValueError:
-            # RQ's reader raises TimeoutFormatError, a plain Exception.
-            try:
-                return int(parse_timeout(raw.decode()) or 0)
-            except Exception:  # noqa: BLE001 - see above
-                raise ValueError(f"its {name.decode()} is {raw[:40]!r}, not a number of seconds") from None
+            number = int(parse_timeout(raw.decode()) or 0)
+        except Exception:  # noqa: BLE001 - RQ's TimeoutFormatError is no ValueError
+            raise ValueError(f"its {name.decode()} is {raw[:40]!r}, not a number") from None
+        if abs(number) > _LARGEST:
+            raise ValueError(f"its {name.decode()} is {raw[:40].decode()}, more than {_LARGEST}")
+        return number
 
     @property
     def is_plain(self) -> bool:
@@ -129,6 +130,7 @@ class Ending:
         status: ``finished``, ``failed``, ``stopped`` or ``queued``, which is a retry.
         ttl: seconds to keep the job and its result; -1 for ever.
         value: the output of a finished job, or the error record of a failed one.
+        put_back: the run was given up undecided: a retry that costs none, at the front.
         error: the failure itself.
     """
 
@@ -137,6 +139,7 @@ class Ending:
     ttl: int = 0
     value: Any = None
     error: RqModelsError | None = None
+    put_back: bool = False
 
     @property
     def exc_string(self) -> str | None:
@@ -147,6 +150,8 @@ class Ending:
 
     def counters(self) -> list[str]:
         """Return the names of the model's counters that this run raises."""
+        if self.put_back:
+            return []
         taken = self.taken
         succeeded = self.status == JobStatus.FINISHED
         names = ["predictions" if succeeded else f"failures:{type(self.error).__name__}"]
@@ -226,9 +231,14 @@ class Ledger:
                 taken.append(job_id)
         return taken
 
-    def finish(self, endings: Sequence[Ending]) -> list[int]:
-        """Close runs in one step and return for each `DONE`, `GIVEN_UP` or `HAS_DEPENDENTS`."""
-        arguments: list[Any] = [RQ_KEY_PREFIX, CARD_TTL, self._worker, int(time.time()), len(endings)]
+    def finish(self, endings: Sequence[Ending], *, release: bool = True) -> list[int]:
+        """Close runs in one step and return for each `DONE`, `GIVEN_UP`, `HAS_DEPENDENTS` or `UNWRITABLE`.
+
+        Args:
+            endings: of the runs.
+            release: leave a job with dependents to RQ's own methods, which release them.
+        """
+        arguments: list[Any] = [RQ_KEY_PREFIX, CARD_TTL, self._worker, int(time.time()), int(release), len(endings)]
         for ending in endings:
             arguments += _arguments(ending)
         keys = [
@@ -269,8 +279,11 @@ def _arguments(ending: Ending) -> list[Any]:
             fields += [name, ""]
     entry: list[Any] = []
     if ending.status == JobStatus.QUEUED:
-        kind = "retry_front" if taken.fields.get(b"enqueue_at_front_on_retry") == b"1" else "retry"
-        fields += ["retries_left", (taken.number(b"retries_left") or 1) - 1, "enqueued_at", utcformat(now())]
+        at_front = ending.put_back or taken.fields.get(b"enqueue_at_front_on_retry") == b"1"
+        kind = "retry_front" if at_front else "retry"
+        fields += ["enqueued_at", utcformat(now())]
+        if not ending.put_back:
+            fields += ["retries_left", (taken.number(b"retries_left") or 1) - 1]
     else:
         kind = "finished" if ending.status == JobStatus.FINISHED else "failed"
         if kind == "failed":

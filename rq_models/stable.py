@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import threading
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rq_models.errors import ModelFault, RqModelsError
-from rq_models.horse import Horse, Item
+from rq_models.errors import ModelCrashed, ModelFault, RqModelsError
+from rq_models.horse import Horse, Interrupted, Item
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from rq_models.settings import ModelSettings
+
+Came: TypeAlias = "dict[str, Any] | RqModelsError | None"
+"""What came of an item: its outcome, or the fault that was its own, or None if it was not decided any more."""
 
 
 class Stable:
@@ -43,16 +47,27 @@ class Stable:
         self._log, self._warmed, self._lost, self._broken = log, warmed, lost, broken
         self._loads_of_former_horses = 0
         self._killed_for: str | None = None
+        self.closing = threading.Event()
+
+    # Other threads ask, too, and the horse may be dropped meanwhile: so it is looked up once.
 
     @property
     def running(self) -> tuple[str, ...]:
         """Ids of the jobs that the model works on just now."""
-        return self.horse.running if self.horse is not None else ()
+        horse = self.horse
+        return horse.running if horse is not None else ()
 
     @property
     def loads(self) -> int:
         """How often the model was loaded, by all horses so far."""
-        return self._loads_of_former_horses + (self.horse.loads if self.horse is not None else 0)
+        horse = self.horse
+        return self._loads_of_former_horses + (horse.loads if horse is not None else 0)
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether a living horse holds the model."""
+        horse = self.horse
+        return horse is not None and horse.alive and horse.card is not None
 
     def warm(self, beat: Callable[[], None]) -> Horse:
         """Return a horse that holds the model; the first call, and the first after a death, loads it.
@@ -62,54 +77,72 @@ class Stable:
         Raises:
             ModelFault: it does not load.
         """
-        horse = self.horse
-        if horse is not None and horse.alive and horse.card is not None:
-            return horse
-        # A failed import leaves half of itself in the process: each attempt gets a fresh one.
-        self.drop()
-        horse = self.horse = Horse(self._name, self._model, self._root, self._log)
+        if self.horse is not None and self.is_warm:
+            return self.horse
         try:
-            card = horse.start().load(beat)
+            try:
+                horse, card = self._load(beat)
+            except ModelCrashed as error:
+                if not error.retryable or self.closing.is_set():
+                    raise
+                # Something outside killed it, which says nothing of the model.
+                horse, card = self._load(beat)
         except ModelFault as error:
             self.drop()
-            self._broken(error)
+            if not self.closing.is_set():
+                self._broken(error)
             raise
         self._warmed(card, horse.pid)
         return horse
 
-    def predict(
+    def _load(self, beat: Callable[[], None]) -> tuple[Horse, dict[str, Any]]:
+        # A failed import leaves half of itself in the process: each attempt gets a fresh one.
+        self.drop()
+        horse = self.horse = Horse(self._name, self._model, self._root, self._log)
+        return horse, horse.start().load(beat)
+
+    def predict(  # noqa: C901 - all that can become of a batch, in one place
         self, items: list[Item], beat: Callable[[], None]
-    ) -> Iterator[tuple[Item, dict[str, Any] | RqModelsError]]:
-        """Yield each item with its outcome, or with the fault that was its own.
+    ) -> Iterator[list[tuple[Item, Came]]]:
+        """Yield items, some at a time, each with what came of it.
 
         They go in together. What a death or a hang of the horse leaves undecided runs again, each alone if it can't be
         told whose fault it was: so only the guilty fail, and the innocent lose nothing.
         """
+        self._forget_kill()
         groups = [items]
-        while groups:
+        while groups and not self.closing.is_set():
             group = groups.pop(0)
             try:
                 horse = self.warm(beat)
+                for outcomes in horse.predict(group, beat):
+                    decided, group = group[: len(outcomes)], group[len(outcomes) :]
+                    if decided:
+                        yield list(zip(decided, outcomes, strict=True))
             except ModelFault as error:
-                yield from ((item, error) for item in group)
-                continue
-            run = horse.predict(group, beat)
-            yield from zip(group, run.outcomes, strict=False)
-            undecided = group[len(run.outcomes) :]
-            if run.fault is None:
-                continue
-            if not horse.alive:
-                self.drop()
-            if run.suspects > 1:
-                groups[:0] = [[item] for item in undecided]
-            elif self._killed_for not in (None, undecided[0].id):
-                # A stop that came too late for its own job hit the next one.
-                groups.insert(0, undecided)
-            else:
-                yield undecided[0], run.fault
-                if undecided[1:]:
-                    groups.insert(0, undecided[1:])
-            self._killed_for = None
+                groups.insert(0, group)
+                if not self.closing.is_set():
+                    yield [(item, error) for group in groups for item in group]
+                    return
+            except Interrupted as interrupted:
+                if not horse.alive:
+                    self.drop()
+                if self.closing.is_set() or self._killed_for not in (None, group[0].id):
+                    # A stop that came too late for its own job hit the next one.
+                    groups.insert(0, group)
+                elif interrupted.suspects > 1:
+                    groups[:0] = [[item] for item in group]
+                else:
+                    yield [(group[0], interrupted.fault)]
+                    if group[1:]:
+                        groups.insert(0, group[1:])
+                self._forget_kill()
+        if groups:
+            # The last first: each goes back to the front of the queue.
+            yield [(item, None) for group in groups for item in group][::-1]
+
+    def _forget_kill(self) -> None:
+        self._killed_for = None
 
     def stop(self, job_id: str) -> None:
         """Kill the horse if this job is all it works on, so that nobody else is hurt; from any thread."""
@@ -119,8 +152,14 @@ class Stable:
 
     def kill(self) -> None:
         """Kill the horse, from any thread."""
-        if self.horse is not None:
-            self.horse.kill()
+        horse = self.horse
+        if horse is not None:
+            horse.kill()
+
+    def abandon(self) -> None:
+        """Kill the horse and bring up no other: what it has not decided stays undecided."""
+        self.closing.set()
+        self.kill()
 
     def drop(self) -> None:
         """Let the horse go."""

@@ -9,9 +9,16 @@
 if redis.call('EXISTS', KEYS[5]) == 1 then
   return false
 end
+-- Before the first write: a script that raises in the middle leaves jobs started that nobody holds.
+for key, kind in pairs({[KEYS[1]] = 'list', [KEYS[2]] = 'zset', [KEYS[3]] = 'hash', [KEYS[4]] = 'set'}) do
+  local found = redis.call('TYPE', key)['ok']
+  if found ~= 'none' and found ~= kind then
+    return redis.error_reply('WRONGTYPE ' .. key .. ' holds a ' .. found .. ', not a ' .. kind .. '; delete it')
+  end
+end
 local prefix, worker, lease = ARGV[2], ARGV[3], ARGV[4]
 local first, now, seconds, ttl = tonumber(ARGV[5]), ARGV[6], ARGV[7], tonumber(ARGV[8])
-local taken, bytes = {}, 0
+local taken, bytes, seen = {}, 0, {}
 for n = 0, tonumber(ARGV[1]) - 1 do
   if bytes >= tonumber(ARGV[9]) then break end
   local id = redis.call('LPOP', KEYS[1])
@@ -20,7 +27,9 @@ for n = 0, tonumber(ARGV[1]) - 1 do
   -- Scripts don't roll back: a key of another type must not raise here, with jobs before it already taken.
   if not string.find(id, '^[%w_-]+$') or redis.call('TYPE', job)['ok'] ~= 'hash' then
     taken[#taken + 1] = {id, '', {}}
-  else
+  elseif not seen[id] then
+    -- An id that stands in the queue twice is one job, and is run once.
+    seen[id] = true
     local fields = redis.call('HGETALL', job)
     bytes = bytes + redis.call('HSTRLEN', job, 'data')
     local execution = lease .. '-' .. (first + n)

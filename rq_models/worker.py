@@ -7,6 +7,7 @@ RQ's own methods, so a model that crashes loses no result; model code runs in th
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -14,7 +15,6 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import replace
-from os import getpid
 from typing import TYPE_CHECKING, Any
 
 from redis import Redis
@@ -47,21 +47,24 @@ from rq_models.errors import (
 from rq_models.horse import Item
 from rq_models.jobs import FUNCTION_PREFIX, ModelJob, parse_data
 from rq_models.lease import LEASE_SECONDS, Lease, own_connection
-from rq_models.ledger import GIVEN_UP, HAS_DEPENDENTS, Ending, Ledger, Taken
+from rq_models.ledger import GIVEN_UP, HAS_DEPENDENTS, UNWRITABLE, Ending, Ledger, Taken
 from rq_models.registry import Card, Serving, publish_card
 from rq_models.settings import Settings
 from rq_models.stable import Stable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from rq.queue import Queue
     from rq.worker import DequeueStrategy
 
     from rq_models.settings import ModelSettings
+    from rq_models.stable import Came
 
 PROVEN_RQ = "3.0"
+_SLICE = 0.01
+"""Seconds of work after which finished jobs are not kept back any longer."""
 _PEEK = 5
 """Seconds that an idle worker waits for a job before it looks around."""
 _LONGEST_PAUSE = 10.0
@@ -87,6 +90,10 @@ class ModelWorker(Worker):
         self._lease_id = uuid.uuid4().hex
         self._in_hand: dict[str, Taken] = {}
         self._stopped: set[str] = set()
+        self._ended: list[Ending] = []
+        self._flushed = 0.0
+        self._seconds_per_job = 1.0
+        self._cold = False
         self._may_be_interrupted = False
         self._next_heartbeat = 0.0
 
@@ -154,7 +161,9 @@ class ModelWorker(Worker):
         self.default_result_ttl = self.model.result_ttl
         if self.model.allowed_callbacks:
             # The operator listed them; RQ imports them here, and they are found beside the models.
+            ModelJob.allowed_callbacks = frozenset(self.model.allowed_callbacks)
             sys.path.append(str(self.settings.root))
+        self.log.addFilter(_is_worth_a_line)
         self.bootstrap(logging_level, date_format, log_format)
         self._report_start()
         if with_scheduler:
@@ -181,9 +190,9 @@ class ModelWorker(Worker):
         done, pause, idle_since = 0, 0.0, time.monotonic()
         while not self._stop_requested and (max_jobs is None or done < max_jobs):
             try:
-                if self.should_run_maintenance_tasks:
-                    self.run_maintenance_tasks()
-                ran = self.work_once()
+                self._maintain_if_due()
+                left = self.model.max_batch_size if max_jobs is None else max_jobs - done
+                ran = self.work_once(min(left, self._batch_size))
                 done += ran
                 if ran:
                     idle_since = time.monotonic()
@@ -199,38 +208,86 @@ class ModelWorker(Worker):
                 self._interruptible(time.sleep, pause)
         return done
 
-    def work_once(self) -> int:
-        """Take what there is now, run it, and return how many jobs that was; never wait for more."""
-        taken = self.take()
-        if taken:
-            try:
-                endings = self.predict(taken)
-            except Exception as error:  # a bug of ours must cost no job more than a retry
-                self.log.exception("Worker %s: unexpected error", self.name)
-                lost = JobLost(f"the worker failed unexpectedly: {type(error).__name__}: {error}")
-                endings = [self._failure(one, lost) for one in taken]
-            self.finish(endings)
-            self._in_hand.clear()
+    def work_once(self, limit: int) -> int:
+        """Take up to `limit` jobs of what there is now, run them, and return how many; never wait for more."""
+        taken = self.take(limit)
+        if not taken:
+            return 0
+        began = self._flushed = time.monotonic()
+        try:
+            for endings in self.predict(taken):
+                self._ended += endings
+                # What is ready does not wait for the slow ones behind it.
+                if time.monotonic() - self._flushed > _SLICE:
+                    self._flush()
+        except Exception as error:  # a bug of ours must cost no job more than a retry
+            self.log.exception("Worker %s: unexpected error", self.name)
+            lost = JobLost(f"the worker failed unexpectedly: {type(error).__name__}: {error}")
+            decided = {ending.taken.id for ending in self._ended}
+            self._ended += [self._failure(one, lost) for one in self._in_hand.values() if one.id not in decided]
+        self._seconds_per_job = (time.monotonic() - began) / len(taken)
+        self._flush_until_written()
         return len(taken)
+
+    @property
+    def _batch_size(self) -> int:
+        """How many jobs to take: a batch, or of a model that predicts one by one what it does in a moment.
+
+        More would wait in this worker's hands while another worker is idle.
+        """
+        horse = self.stable.horse
+        if horse is None or horse.card is None:
+            return 1
+        if horse.card["batch"]:
+            return self.model.max_batch_size
+        return max(1, min(self.model.max_batch_size, int(_SLICE / max(self._seconds_per_job, 1e-6))))
+
+    def _flush(self) -> None:
+        """Finish what has ended so far."""
+        ended, self._ended, self._flushed = self._ended, [], time.monotonic()
+        try:
+            self.finish(ended)
+        except RedisError:
+            # Whoever waits for the server comes back to it; the fence makes a repetition harmless.
+            self._ended = ended
+            raise
+        for ending in ended:
+            self._in_hand.pop(ending.taken.id, None)
+
+    def _flush_until_written(self) -> None:
+        """Finish what has ended, however long the server is away: the answers are here and nowhere else."""
+        pause = 0.0
+        while self._ended:
+            try:
+                self._flush()
+            except RedisError as error:
+                pause = min(pause * 2 or 0.1, _LONGEST_PAUSE)
+                self.log.error("Worker %s: results not written: %s; trying again in %.1f s", self.name, error, pause)
+                if self._cold:
+                    return
+                time.sleep(pause)
 
     # -- take -------------------------------------------------------------------------------------------------------
 
-    def take(self) -> list[Taken]:
+    def take(self, limit: int) -> list[Taken]:
         """Move what waits, up to a batch, from the queue to ``started`` and return it, oldest first."""
         self._heartbeat_if_due()
-        entries = self.ledger.take(self.model.max_batch_size, self.model.max_batch_bytes, self._run_ttl)
-        if entries is None:
-            self._wait_while_suspended()
-            return []
-        taken = []
-        for entry in entries:
-            if isinstance(entry, str):
-                self.log.warning("Worker %s: queue entry %.100s has no job, dropped", self.name, entry)
-            else:
-                taken.append(entry)
+        taken: list[Taken] = []
+        while not taken:
+            entries = self.ledger.take(limit, self.model.max_batch_bytes, self._run_ttl)
+            if entries is None:
+                self._wait_while_suspended()
+                return []
+            for entry in entries:
+                if isinstance(entry, str):
+                    self.log.warning("Worker %s: queue entry %.100s has no job, dropped", self.name, entry)
+                else:
+                    taken.append(entry)
+            if not entries:
+                break
         self._stopped.clear()
         self._in_hand = {one.id: one for one in taken}
-        self._state = WorkerStatus.BUSY if entries else WorkerStatus.IDLE
+        self._state = WorkerStatus.BUSY if taken else WorkerStatus.IDLE
         return taken
 
     def _wait_for_job(self, seconds: float) -> None:
@@ -250,36 +307,42 @@ class ModelWorker(Worker):
 
     # -- predict ----------------------------------------------------------------------------------------------------
 
-    def predict(self, taken: list[Taken]) -> list[Ending]:
-        """Run jobs through the horse and return how each of them ends."""
-        endings: list[Ending] = []
+    def predict(self, taken: list[Taken]) -> Iterator[list[Ending]]:
+        """Run jobs through the horse and yield how they end, as soon as they have."""
         items: list[Item] = []
         for one in taken:
             try:
                 items.append(self._item(one))
             except RqModelsError as error:
-                endings.append(self._failure(one, error))
+                yield [self._failure(one, error)]
         if not items:
-            return endings
-        try:
-            # Now, so that loading does not count as working on these jobs.
+            return
+        with suppress(ModelFault):
+            # Now, so that loading does not count as working on these jobs; if it fails, each of them is told below.
             self.stable.warm(self._beat)
-        except ModelFault as error:
-            return endings + [self._failure(self._in_hand[item.id], error) for item in items]
         began, version = now(), self.lease.serving.version
-        for item, came in self.stable.predict(items, self._beat):
-            one = self._in_hand[item.id]
-            one.started_at, one.model_version = began, version
-            one.ended_at = now()
-            if isinstance(came, RqModelsError):
-                endings.append(self._failure(one, came))
-            elif "error" in came:
-                endings.append(self._failure(one, from_record(came["error"], traceback=came["traceback"])))
-            elif one.id in self._stopped:
-                endings.append(self._failure(one, JobCancelled()))
-            else:
-                endings.append(Ending(one, JobStatus.FINISHED, self._ttl(one, b"result_ttl"), came["value"]))
-        return endings
+        stopped = [item for item in items if item.id in self._stopped]
+        yield [self._failure(self._in_hand[item.id], JobCancelled()) for item in stopped]
+        left = [item for item in items if item not in stopped]
+        for some in self.stable.predict(left, self._beat) if left else ():
+            ended = now()
+            endings = []
+            for item, came in some:
+                one = self._in_hand[item.id]
+                one.started_at, one.ended_at, one.model_version = began, ended, version
+                endings.append(self._ending(one, came))
+            yield endings
+
+    def _ending(self, taken: Taken, came: Came) -> Ending:
+        if came is None:
+            return Ending(taken, JobStatus.QUEUED, put_back=True)
+        if isinstance(came, RqModelsError):
+            return self._failure(taken, came)
+        if "error" in came:
+            return self._failure(taken, from_record(came["error"], traceback=came["traceback"]))
+        if taken.id in self._stopped:
+            return self._failure(taken, JobCancelled())
+        return Ending(taken, JobStatus.FINISHED, self._ttl(taken, b"result_ttl"), came["value"])
 
     def _item(self, taken: Taken) -> Item:
         """Return what the horse is given of a job, or raise InvalidJob; nothing that the job names is imported."""
@@ -287,7 +350,6 @@ class ModelWorker(Worker):
         if not taken.is_plain:
             for path in taken.job.callbacks:
                 if path not in self.model.allowed_callbacks:
-                    taken.job.refuse_callbacks()
                     raise InvalidJob(
                         f"job {job_id} wants '{path:.200}' called, which models.{self.queue.name}.allowed_callbacks "
                         "does not list"
@@ -320,7 +382,8 @@ class ModelWorker(Worker):
             status = JobStatus.STOPPED
         else:
             status = JobStatus.QUEUED if self._may_retry(taken, error) else JobStatus.FAILED
-        self.log.warning("Worker %s: job %s %s: %s: %s", self.name, taken.id, status, type(error).__name__, error)
+        how = "retried" if status == JobStatus.QUEUED else status.value
+        self.log.warning("Worker %s: job %s %s: %s: %s", self.name, taken.id, how, type(error).__name__, error)
         if self._exc_handlers:
             call_exception_handlers(self._exc_handlers, taken.job, type(error), error, None)
         return Ending(taken, status, self._ttl(taken, b"failure_ttl"), error.record(), error)
@@ -344,7 +407,7 @@ class ModelWorker(Worker):
         except ValueError:
             ttl = None
         default = self.default_result_ttl if name == b"result_ttl" else self.model.failure_ttl
-        return default if ttl is None else ttl
+        return max(default if ttl is None else ttl, -1)
 
     # -- finish -----------------------------------------------------------------------------------------------------
 
@@ -357,6 +420,8 @@ class ModelWorker(Worker):
                 others.append(ending)
             elif answer == GIVEN_UP:
                 self.log.warning("Worker %s: job %s was given up meanwhile", self.name, ending.taken.id)
+            elif answer == UNWRITABLE:
+                self.log.error("Worker %s: job %s could not be finished whole", self.name, ending.taken.id)
         for ending in others:
             self._finish_by_rq(ending)
 
@@ -382,9 +447,15 @@ class ModelWorker(Worker):
                 self._finalize_success(job, self.queue, execution, ending.value)
             except RedisError:
                 raise
-            except Exception as error:  # noqa: BLE001 - a success callback is somebody else's code
-                message = f"the success callback raised {type(error).__name__}: {error}"
-                self._finish_by_rq(self._failure(taken, InvalidJob(message)))
+            except Exception as error:
+                if job.success_callback is not None:
+                    # Somebody else's code, by whose failure RQ fails the job.
+                    message = f"the success callback raised {type(error).__name__}: {error}"
+                    self._finish_by_rq(self._failure(taken, InvalidJob(message)))
+                    return
+                # A dependent that RQ can't read, say: no reason to lose a good result.
+                self.log.exception("Worker %s: job %s finished without its dependents", self.name, job.id)
+                self.ledger.finish([ending], release=False)
             return
         job.failure_ttl, job.error, job.may_retry = ending.ttl, ending.value, ending.status == JobStatus.QUEUED
         if ending.status == JobStatus.STOPPED:
@@ -409,15 +480,34 @@ class ModelWorker(Worker):
         if self._stop_requested and not self._in_hand:
             # Loading for nobody.
             raise StopRequested
-        if not self._in_hand:
-            self._heartbeat_if_due()
-        elif time.monotonic() >= self._next_heartbeat:
-            self._next_heartbeat = time.monotonic() + self.job_monitoring_interval / 2
-            try:
+        try:
+            if self._ended:
+                self._flush()
+            if not self._in_hand:
+                self._heartbeat_if_due()
+            elif time.monotonic() >= self._next_heartbeat:
+                self._next_heartbeat = time.monotonic() + self.job_monitoring_interval / 2
                 for taken in self._in_hand.values():
                     self.maintain_heartbeats(taken.job, taken.execution)
-            except RedisError as error:
-                self.log.warning("Worker %s: no heartbeat: %s", self.name, error)
+        except RedisError as error:
+            self.log.warning("Worker %s: no heartbeat: %s", self.name, error)
+
+    def get_heartbeat_ttl(self, job: ModelJob, working_time: float = 0.0) -> int:  # type: ignore[override]  # noqa: ARG002
+        """Return for how long a beat holds; RQ's own shrinks with the job's time left, and falls below zero."""
+        return self._run_ttl
+
+    def _maintain_if_due(self) -> None:
+        """Run RQ's maintenance; a job that RQ can't read must end neither it nor this worker."""
+        if not self.should_run_maintenance_tasks:
+            return
+        try:
+            self.run_maintenance_tasks()
+        except RedisError:
+            raise
+        except Exception:
+            self.log.exception("Worker %s: maintenance", self.name)
+            self.last_cleaned_at = now()  # type: ignore[assignment]  # RQ declares it by its first value, None
+            self.queue.release_maintenance_lock()
 
     def _heartbeat_if_due(self) -> None:
         if time.monotonic() >= self._next_heartbeat:
@@ -437,26 +527,35 @@ class ModelWorker(Worker):
         return Card(name=self.queue.name, **{**known, **limits})
 
     def _serving(self) -> Serving:
-        return Serving(lease=self._lease_id, worker=self.name, host=socket.gethostname(), pid=getpid())
+        return Serving(lease=self._lease_id, worker=self.name, host=socket.gethostname(), pid=os.getpid())
 
     def _refresh(self, serving: Serving) -> Serving:
-        return replace(serving, loads=self.stable.loads)
+        state = serving.state if self.stable.is_warm or serving.state != "warm" else "cold"
+        return replace(serving, state=state, loads=self.stable.loads)
 
     def _report_start(self) -> None:
         read = ", ".join(str(path) for path in self._settings.files)
-        self.log.info("Worker %s: read %s; Redis at %s", self.name, read, self._settings.masked_url)
+        where = self.connection.connection_pool.connection_kwargs
+        address = where.get("path") or f"{where.get('host')}:{where.get('port')}/{where.get('db')}"
+        self.log.info("Worker %s: read %s; Redis at %s", self.name, read, address)
         if not RQ_VERSION.startswith(f"{PROVEN_RQ}."):
             self.log.warning("Worker %s: RQ %s was not tested, %s was", self.name, RQ_VERSION, PROVEN_RQ)
 
     def _log_model(self, line: str) -> None:
         horse = self.stable.horse
-        jobs = "".join(f" {job_id}" for job_id in self.stable.running)
+        first, *more = self.stable.running or ("",)
+        jobs = f" {first}" * bool(first) + f" and {len(more)} more" * bool(more)
         _model_log.info("[%s %s%s] %s", self.queue.name, horse.pid if horse else "-", jobs, line)
 
     def _report_warm(self, card: dict[str, Any], pid: int) -> None:
-        publish_card(self.connection, self._card(card))
-        self.ledger.count("loads")
-        self.lease.update(state="warm", error=None, horse_pid=pid, version=card.get("version") or None)
+        # What no server can store as text is no reason not to predict.
+        version = str(card.get("version") or "").encode(errors="replace").decode() or None
+        self.lease.update(state="warm", error=None, horse_pid=pid, version=version)
+        try:
+            publish_card(self.connection, self._card({**card, "version": version}))
+            self.ledger.count("loads")
+        except RedisError as error:
+            self.log.error("Worker %s: card not published: %s", self.name, error)
         self.log.info("Worker %s: model %s is warm", self.name, self.queue.name)
 
     def _report_broken(self, error: ModelFault) -> None:
@@ -477,11 +576,15 @@ class ModelWorker(Worker):
 
     def handle_payload(self, message: Any) -> None:
         """Carry out a command; RQ's own ``stop-job`` knows the first job of a batch only. Runs on the pubsub thread."""
-        payload = parse_payload(message)
-        if payload.get("command") in ("stop-job", "stop-execution"):
-            self._stop_job(payload.get("job_id"))
-        else:
-            super().handle_payload(message)
+        try:
+            payload = parse_payload(message)
+            if payload.get("command") in ("stop-job", "stop-execution"):
+                self._stop_job(payload.get("job_id"))
+            else:
+                super().handle_payload(message)
+        except Exception:
+            # Anybody can publish anything; the thread that would die of it is the only one that hears commands.
+            self.log.exception("Worker %s: command ignored", self.name)
 
     def _stop_job(self, job_id: str | None) -> None:
         if job_id not in self._in_hand:
@@ -492,12 +595,13 @@ class ModelWorker(Worker):
         self.stable.stop(job_id)
 
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler
-        """Second signal: kill the horse; its job goes back into the queue, as after any kill from outside."""
+        """Second signal: kill the horse; what it had not decided goes back to the front of the queue."""
         # A terminal's Ctrl-C and a supervisor's SIGTERM often come together; RQ takes two within a second for one.
         if self._shutdown_requested_date is None or (now() - self._shutdown_requested_date).total_seconds() < 1:
             return
         self.log.warning("Worker %s: cold shutdown", self.name)
-        self.kill_horse()
+        self._cold = True
+        self.stable.abandon()
 
     def _interruptible(self, wait: Callable[..., Any], *args: Any) -> None:
         """Wait for something while no job is in hand: a request to stop ends it."""
@@ -530,6 +634,12 @@ class ModelWorker(Worker):
 _model_log = logging.getLogger("rq.worker.model")
 
 
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Drop what RQ says of its own housekeeping, every 30 seconds for ever."""
+    housekeeping = ("Worker %s: cleaning ", "Worker %s: subscribing ", "Worker %s: unsubscribing ")
+    return record.levelno > logging.INFO or not str(record.msg).startswith(housekeeping)
+
+
 def check_queues(queues: list[str], settings: Settings | None = None) -> Settings:
     """Return the settings, or raise ConfigurationError unless these queues are exactly one configured model.
 
@@ -541,7 +651,9 @@ def check_queues(queues: list[str], settings: Settings | None = None) -> Setting
             f"a ModelWorker serves exactly one model, not {len(queues)} ({', '.join(queues)}); "
             "start one worker for each"
         )
-    settings.model(queues[0])
+    python = settings.model(queues[0]).python
+    if os.sep in python and not os.access(python, os.X_OK):
+        raise ConfigurationError(f"{settings.where(queues[0], 'python')}: there is no interpreter {python}; make it")
     return settings
 
 
@@ -554,7 +666,7 @@ def run_worker(settings: Settings, model: str, log_level: str = "INFO") -> int:
     """
     check_queues([model], settings)
     connection = Redis.from_url(settings.redis_url)
-    name = f"{model}-{socket.gethostname()}-{getpid()}-{uuid.uuid4().hex[:6]}"
+    name = f"{model}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     worker = ModelWorker(
         [model],
         name=name,

@@ -79,6 +79,7 @@ def test_what_waits_is_predicted_together(grouped, client):
 def test_max_batch_size_is_the_models(project, start_worker, client):
     project.add("grouped", GROUPED, max_batch_size=3)
     start_worker(project, "grouped")
+    client.predict("grouped", {}, timeout=60)
     assert outcomes(client, client.enqueue_many("grouped", [{}] * 7)) == [3] * 6 + [1]
 
 
@@ -210,6 +211,68 @@ def test_a_model_without_predict_batch_is_called_item_by_item(project, start_wor
     assert isinstance(crashed, ModelCrashed)
     assert [jobs[0].wait(), jobs[1].wait()] == [1, 2], "what came before the crash counts, and is not run again"
     assert (fourth, fifth) == (1, 2), "what came after runs in a new process"
+
+
+def test_an_answer_does_not_wait_for_the_slow_one_behind_it(project, start_worker, client, tmp_path):
+    project.add(
+        "uneven",
+        """
+        import os, time
+        class Model:
+            def predict(self, path):
+                while path and not os.path.exists(path):
+                    time.sleep(0.01)
+                return path
+        """,
+    )
+    start_worker(project, "uneven")
+    # Answered in a moment, so that the worker takes several of them at once.
+    client.wait_all(client.enqueue_many("uneven", [""] * 20), timeout=60)
+    go = tmp_path / "go"
+    first, second, slow, last = client.enqueue_many("uneven", ["", "", str(go), ""])
+    assert client.wait_all([first, second], timeout=60) == ["", ""]
+    go.touch()
+    assert client.wait_all([slow, last], timeout=60) == [str(go), ""]
+
+
+def test_a_second_worker_gets_its_share_of_slow_jobs(project, start_worker, client, tmp_path):
+    project.add(
+        "pair",
+        """
+        import os, time
+        class Model:
+            def predict(self, path):
+                # Comes back only when two of them are at it at the same time.
+                os.mkdir(path + f".{os.getpid()}")
+                folder, name = os.path.split(path)
+                while len([one for one in os.listdir(folder) if one.startswith(name + ".")]) < 2:
+                    time.sleep(0.01)
+                return "met"
+        """,
+    )
+    start_worker(project, "pair")
+    start_worker(project, "pair")
+    jobs = client.enqueue_many("pair", [str(tmp_path / "meeting")] * 2)
+    assert client.wait_all(jobs, timeout=60) == ["met", "met"]
+
+
+def test_a_cold_shutdown_puts_everything_back_and_costs_no_retry(held, grouped, client, connection):
+    jobs, _ = held
+    grouped.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "warm shut down" in grouped.log, "the worker heard the first")
+
+    def insists() -> bool:
+        # Two signals within a second count as one: a terminal's and a supervisor's often come together.
+        grouped.process.send_signal(signal.SIGTERM)
+        return grouped.process.poll() is not None
+
+    wait_until(insists, "the worker has left")
+    assert grouped.process.wait(60) == 0
+    assert connection.lrange("rq:queue:grouped", 0, -1) == [job.id.encode() for job in jobs]
+    for job in jobs:
+        job.refresh()
+        assert (job.get_status(), job.retries_left) == (JobStatus.QUEUED, 3)
+    assert connection.zcard("rq:wip:grouped") == 0
 
 
 def test_order_is_kept_and_at_front_goes_first(project, start_worker, client):

@@ -536,11 +536,11 @@ def test_another_interpreter_runs_the_model(project, start_worker, client, tmp_p
     assert client.predict("where", None, timeout=60) == [str(link), False, False]
 
 
-def test_a_missing_interpreter_is_named(project, start_worker, client):
+def test_a_missing_interpreter_is_a_configuration_error(project):
     project.add("where", SECURITY, python="/nowhere/python")
-    start_worker(project, "where")
-    with pytest.raises(ModelBroken, match="/nowhere/python"):
-        client.predict("where", None, timeout=60)
+    done = project.run("worker", "where")
+    assert done.returncode == 3
+    assert "models.where.python: there is no interpreter /nowhere/python" in done.stderr
 
 
 def test_a_failed_job_can_be_requeued_by_rqs_own_means(project, start_worker, client, connection, tmp_path):
