@@ -9,7 +9,7 @@ from rq_models.errors import ModelCrashed, ModelFault, RqModelsError
 from rq_models.horse import Horse, Interrupted, Item
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from rq_models.settings import ModelSettings
@@ -103,7 +103,7 @@ class Stable:
 
     def predict(  # noqa: C901 - all that can become of a batch, in one place
         self, items: list[Item], beat: Callable[[], None]
-    ) -> Iterator[list[tuple[Item, Came]]]:
+    ) -> Iterator[Sequence[tuple[Item, Came]]]:
         """Yield items, some at a time, each with what came of it.
 
         They go in together. What a death or a hang of the horse leaves undecided runs again, each alone if it can't be

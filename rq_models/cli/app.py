@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -39,6 +40,13 @@ class App:
         settings = Settings.load(self.config, redis_url=self.url)
         self.masked_url = settings.masked_url
         return settings
+
+    @property
+    def has_configuration(self) -> bool:
+        """Whether there is a configuration to read; an application's server may have an address only."""
+        address_given = bool(self.url or os.environ.get("REDIS_URL"))
+        folder = Path(self.config or os.environ.get("RQ_MODELS_CONFIG") or "config")
+        return (folder / "base.toml").exists() or not address_given
 
     @cached_property
     def redis_url(self) -> str:
@@ -79,7 +87,10 @@ def print_table(*headers: str, rows: Iterable[Iterable[object]]) -> None:
     from rich.text import Text  # noqa: PLC0415 - likewise
 
     console = Console()
-    table = Table(*headers)
+    table = Table()
+    for number, header in enumerate(headers):
+        # The first names the row, and must be there whole to be copied.
+        table.add_column(header, no_wrap=number == 0, overflow="fold")
     if not console.is_terminal:
         console.width = 10_000
         table.box, table.pad_edge = None, False

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 OLDEST_REDIS = (6, 2)
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 _REMEDIES = {
-    "missing": "correct the name, or install what is missing: {python} -m pip install ...",
+    "missing": "correct the name, or that class",
     "broken": "correct that code",
     "init": "correct the constructor",
     "example": "correct the example, or predict",
@@ -56,13 +56,16 @@ def check(app: App) -> None:
     examine(_configuration(app), "configuration: ")
     if not status:
         examine(_redis(app), "redis: ")
-        for name in sorted(app.settings.models):
+        for name in sorted(app.settings.models) if app.has_configuration else ():
             examine(_model(app, name))
         click.echo(", ".join(f"{counts[verdict]} {verdict}" for verdict in _COLOURS if counts[verdict]))
     raise click.exceptions.Exit(status)
 
 
 def _configuration(app: App) -> Iterator[tuple[str, str]]:
+    if not app.has_configuration:
+        yield "ok", "configuration: none here, and none is needed where only clients are: the address is given"
+        return
     files = app.settings.files
     yield "ok", f"configuration: {', '.join(str(path) for path in files)}"
     if not app.settings.models:
@@ -90,6 +93,12 @@ def _redis(app: App) -> Iterator[tuple[str, str]]:
         raise ServerUnavailable(f"eviction: {policy} drops jobs at {limit >> 20} MiB; set maxmemory-policy noeviction")
 
 
+def _remedy(error: ModelBroken, python: str) -> str:
+    if error.type == "ModuleNotFoundError":
+        return f"correct the name, or install the package: {python} -m pip install ..."
+    return _REMEDIES[error.stage]
+
+
 def _model(app: App, name: str) -> Iterator[tuple[str, str]]:
     model = app.settings.model(name)
     began = time.monotonic()
@@ -100,7 +109,7 @@ def _model(app: App, name: str) -> Iterator[tuple[str, str]]:
             key = "class"
             card = horse.load()
     except ModelBroken as error:
-        remedy = "" if key == "python" else f"; {_REMEDIES[error.stage].format(python=model.python)}"
+        remedy = "" if key == "python" else f"; {_remedy(error, model.python)}"
         raise ModelBroken(f"{app.settings.where(name, key)}: {error}{remedy}") from None
     except RqModelsError as error:
         raise ModelFault(f"model {name}: {error}; the last line it printed: {printed[-1] or 'none'}") from None

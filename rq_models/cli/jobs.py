@@ -16,7 +16,7 @@ from rq.registry import FailedJobRegistry
 from rq_models.cli.app import App, print_table, say, to_json
 from rq_models.cli.outcome import one_line, printable
 from rq_models.errors import InvalidJob, JobNotFound, RqModelsError, from_record
-from rq_models.horse import Horse, Item
+from rq_models.horse import Horse, Interrupted, Item
 from rq_models.jobs import FUNCTION_PREFIX, ModelJob
 from rq_models.registry import read_models
 from rq_models.results import RESULTS, Ended, value_of
@@ -127,10 +127,10 @@ def replay(app: App, job_id: str) -> None:
         with Horse(record.model, model, app.settings.root, lambda line: click.echo(printable(line), err=True)) as horse:
             card = horse.load()
             say(f"{record.model} {card.get('version') or ''} loaded; running the input of job {record.id}")
-            run = horse.predict([item])
-        if run.fault is not None:
-            raise run.fault
-        outcome = run.outcomes[0]
+            try:
+                outcome = [one for outcomes in horse.predict([item]) for one in outcomes][0]
+            except Interrupted as interrupted:
+                raise interrupted.fault from None
         if "error" in outcome:
             raise from_record(outcome["error"], job_id=record.id, traceback=outcome["traceback"])
     except RqModelsError as error:

@@ -37,7 +37,7 @@ def explain(error: BaseException, where: str | None) -> tuple[int, str]:
     code = next((code for code, (_, kinds) in EXIT_CODES.items() if isinstance(error, kinds)), FAILURE)
     text = str(error)
     if isinstance(error, errors.RqModelsError) and error.type and error.type not in text:
-        text += f" ({error.type})"
+        text = f"{text} ({error.type})" if isinstance(error, errors.InvalidInput) else f"{error.type}: {text}"
     elif isinstance(error, RedisError):
         text = _about_redis(error, where or "the configured address")
     elif isinstance(error, click.UsageError):

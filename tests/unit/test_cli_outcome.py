@@ -62,7 +62,7 @@ def test_every_error_of_ours_has_a_code() -> None:
 
 
 def test_the_models_own_type_is_named_once() -> None:
-    assert explain(errors.ModelError("no roots", type="ArithmeticError"), None)[1] == "no roots (ArithmeticError)"
+    assert explain(errors.ModelError("no roots", type="ArithmeticError"), None)[1] == "ArithmeticError: no roots"
     assert explain(errors.ModelError("KeyError: 'x'", type="KeyError"), None)[1] == "KeyError: 'x'"
 
 
