@@ -128,7 +128,7 @@ def replay(app: App, job_id: str) -> None:
             card = horse.load()
             say(f"{record.model} {card.get('version') or ''} loaded; running the input of job {record.id}")
             try:
-                outcome = [one for outcomes in horse.predict([item]) for one in outcomes][0]
+                (outcome,) = next(horse.predict([item]))
             except Interrupted as interrupted:
                 raise interrupted.fault from None
         if "error" in outcome:

@@ -172,7 +172,7 @@ def test_replay_runs_a_failed_input_again_here(run, connection: Redis, served: s
     lines = result.stderr.splitlines()
     assert "predicting -1.0" in lines
     assert any("in predict" in line for line in lines)
-    assert lines[-1] == "rq-models: no roots of negative numbers (ArithmeticError)"
+    assert lines[-1] == "rq-models: ArithmeticError: no roots of negative numbers"
     assert connection.hgetall(f"rq:job:{job_id}") == before
 
 
