@@ -2,31 +2,76 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, Unpack, cast
 
 from redis import BlockingConnectionPool, Redis
+from redis.exceptions import RedisError
+from rq.exceptions import NoSuchJobError
+from rq.job import JobStatus
+from rq.queue import Queue
+from rq.serializers import JSONSerializer
+from rq.utils import now
 
-from rq_models.errors import ConfigurationError
-from rq_models.plans import ByRq, Checks, Next, Options, Patience, Planner, WaitableJob
-from rq_models.registry import ModelStatus, reading
-from rq_models.waiting import ThreadWait, Waiter
+from rq_models.errors import ConfigurationError, JobNotFound, NoWorker, UnknownModel
+from rq_models.inputs import InputCheck, as_json
+from rq_models.jobs import FUNCTION_PREFIX, ModelJob
+from rq_models.registry import MODELS_KEY, Card, ModelStatus, read_model, read_models
+from rq_models.results import BEGINNING, RESULTS, Ended, judge, value_of
+from rq_models.waiting import UNREACHABLE, Wait, Waiter, look
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from rq_models.plans import ManyOptions, Plan, Step
+    from rq import Callback, Repeat, Retry, Webhook
+    from rq.types import JobDependencyType
 
 CONNECTIONS = 8
 """At most, for the commands of a client; threads that find all in use wait for one."""
+CARD_AGE = 2.0
+"""Seconds that a client goes by what it has read of a model."""
+PER_PIPELINE = 500
+"""Jobs in one transaction: meanwhile the server does nothing else."""
+CANCELLED_TTL = 3600
+"""Seconds that a job given up is kept."""
 
-T = TypeVar("T")
+
+class ManyOptions(TypedDict, total=False):
+    """Options of several jobs, by RQ's names and with RQ's meaning; the defaults are the model's own settings."""
+
+    job_timeout: int | str
+    result_ttl: int
+    failure_ttl: int
+    ttl: int
+    at_front: bool
+    depends_on: JobDependencyType
+    retry: Retry
+    repeat: Repeat
+    meta: dict[str, Any]
+    description: str
+    on_success: Callback
+    on_failure: Callback
+    on_stopped: Callback
+    webhooks: Sequence[Webhook]
 
 
-class ClientJob(WaitableJob):
+class Options(ManyOptions, total=False):
+    """Options of one job."""
+
+    job_id: str
+
+
+class ClientJob(ModelJob):
     """A prediction: an RQ job that can be waited for."""
 
     client: Client | None = None
+    since: str | None = None
+    """Id of the result stream's entry after which the result comes, or None if only Redis knows."""
+    ended: Ended | None = None
+    """How it ended, if that was read and not yet asked for."""
 
     def wait(self, timeout: float | None = None) -> Any:
         """Return the prediction as soon as it is there.
@@ -42,6 +87,18 @@ class ClientJob(WaitableJob):
         if self.client is None:
             raise RuntimeError("this job came from no client; get it by client.job(id)")
         return self.client.wait_all([self], timeout)[0]
+
+    def outcome(self) -> Any:
+        """Return the result, or raise the error, of a job that has just ended."""
+        ended, self.ended = self.ended, None
+        return value_of(self.id, ended or Ended("missing"))
+
+
+class _Known(NamedTuple):
+    card: Card
+    check: InputCheck
+    queue: Queue  # made once: RQ's constructor costs more than the rest of an enqueueing
+    until: float
 
 
 class Client:
@@ -68,14 +125,13 @@ class Client:
         check_input: bool = True,
     ) -> None:
         self._owns_connection = connection is None
-        self.connection: Redis = connected(Redis, BlockingConnectionPool, url) if connection is None else connection
-        require_bytes(self.connection)
+        self.connection = connection if connection is not None else _connected(url)
+        if self.connection.connection_pool.connection_kwargs.get("decode_responses"):
+            raise ConfigurationError("the connection has decode_responses=True; RQ needs one without")
+        self._check_model, self._check_worker, self._check_input = check_model, check_worker, check_input
+        self._known: dict[str, _Known] = {}
         self._closed = False
-        self._waiter = Waiter(self.connection)
-        self._pid = os.getpid()
-        self._planner = Planner(
-            self.connection, ClientJob, self._watch, Checks(model=check_model, worker=check_worker, input=check_input)
-        )
+        self._waiter, self._pid = Waiter(self.connection), os.getpid()
 
     def __enter__(self) -> Self:
         return self
@@ -103,11 +159,15 @@ class Client:
             UnknownModel, NoWorker, InvalidInput: said before anything is queued.
             TypeError: there is no such option.
         """
-        return self._adopt(self._run(self._planner.enqueue(model, [data], options, many=False)))[0]
+        (job,) = jobs = self._prepare(model, [data], options, many=False)
+        self._submit(jobs, options)
+        return job
 
     def enqueue_many(self, model: str, rows: Iterable[Any], **options: Unpack[ManyOptions]) -> list[ClientJob]:
         """Enqueue a prediction for each row, all of them or, if one is refused, none; see `enqueue`."""
-        return self._adopt(self._run(self._planner.enqueue(model, rows, options)))
+        jobs = self._prepare(model, rows, options)
+        self._submit(jobs, options)
+        return jobs
 
     def predict(self, model: str, data: Any, timeout: float | None = None, **options: Unpack[Options]) -> Any:
         """Enqueue one prediction and return its result.
@@ -116,7 +176,7 @@ class Client:
 
         Raises: what `enqueue` and `ClientJob.wait` do.
         """
-        return self._run(self._planner.predict(model, [data], timeout, options, many=False))[0]
+        return self._predict(self._prepare(model, [data], options, many=False), timeout, options)[0]
 
     def predict_many(
         self, model: str, rows: Iterable[Any], timeout: float | None = None, **options: Unpack[ManyOptions]
@@ -125,7 +185,7 @@ class Client:
 
         The first that fails is raised, and what is still queued then is taken back; see `predict`.
         """
-        return self._run(self._planner.predict(model, rows, timeout, options))
+        return self._predict(self._prepare(model, rows, options), timeout, options)
 
     def wait_all(
         self, jobs: Iterable[ClientJob], timeout: float | None = None, *, return_exceptions: bool = False
@@ -139,7 +199,8 @@ class Client:
 
         Raises: what `ClientJob.wait` does.
         """
-        return self._run(self._planner.wait_all(jobs, timeout, return_exceptions=return_exceptions))
+        with self._watch(jobs, timeout) as wait:
+            return self._collect(wait, return_exceptions=return_exceptions)
 
     def as_completed(self, jobs: Iterable[ClientJob], timeout: float | None = None) -> Iterator[ClientJob]:
         """Yield each job when it has ended; its ``wait()`` then returns at once, or raises.
@@ -147,12 +208,9 @@ class Client:
         Raises:
             TimeoutError: they have not all ended after so many seconds.
         """
-        by_id, patience = {job.id: job for job in jobs}, Patience(timeout)
-        with self._watch(by_id.values()) as wait:
+        with self._watch(jobs, timeout) as wait:
             while wait.pending:
-                for job_id, ended in self._run(self._planner.some_ended(wait, by_id, patience)).items():
-                    by_id[job_id].ended = ended
-                    yield by_id[job_id]
+                yield from self._waiter.next(wait) or self._last_look(wait)
 
     def job(self, job_id: str) -> ClientJob:
         """Return a job by its id, in any process.
@@ -160,59 +218,169 @@ class Client:
         Raises:
             JobNotFound: there is none.
         """
-        return self._adopt([self._run(self._planner.fetch(job_id))])[0]
+        try:
+            job = cast("ClientJob", ClientJob.fetch(job_id, connection=self.connection))
+        except (NoSuchJobError, ValueError, TypeError):
+            raise JobNotFound(f"there is no job {job_id!r}: it was deleted, or it has expired", job_id=job_id) from None
+        job.client = self
+        return job
 
     def models(self) -> list[ModelStatus]:
         """Return every model that was ever published, its card and who serves it, sorted by name."""
-        return self._run(reading())
+        return read_models(self.connection)
 
-    def _adopt(self, jobs: list[ClientJob]) -> list[ClientJob]:
+    # -- the rules, of `AsyncClient` too --------------------------------------------------------------------------
+
+    def _prepare(self, model: str, rows: Iterable[Any], options: ManyOptions, *, many: bool = True) -> list[ClientJob]:
+        """Check everything, and make the jobs."""
+        if self._closed:
+            raise RuntimeError("this client is closed")
+        if many and "job_id" in options:
+            raise TypeError("several jobs can't have one job_id")
+        known = self._look_up(model)
+        inputs = []
+        for index, row in enumerate(rows):
+            name = f"rows[{index}]" if many else ""
+            inputs.append(as_json(row, name))
+            if self._check_input:
+                known.check.require(inputs[-1], name)
+        return [self._make(known, data, **options) for data in inputs]
+
+    def _look_up(self, model: str) -> _Known:
+        known = self._known.get(model)
+        if known is not None and time.monotonic() < known.until:
+            return known
+        status = read_model(self.connection, model)
+        if status is None and self._check_model:
+            names = sorted(name.decode() for name in cast("set[bytes]", self.connection.smembers(MODELS_KEY)))
+            close = difflib.get_close_matches(model, names, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(names) or 'none yet'}"
+            raise UnknownModel(f"no worker ever published a model '{model}'; {hint}")
+        if self._check_worker and not (status and status.serving):
+            raise NoWorker(f"nobody serves model '{model}' now; start a worker: rq-models worker {model}")
+        card = status.card if status and status.card else Card(model)
+        # The compiled check outlives the card, as long as the schema is the same.
+        same = known is not None and known.card.input_schema == card.input_schema
+        check = known.check if known is not None and same else InputCheck(card.input_schema)
+        queue = Queue(model, connection=self.connection, job_class=ClientJob, serializer=JSONSerializer)
+        self._known[model] = fresh = _Known(card, check, queue, time.monotonic() + CARD_AGE)
+        return fresh
+
+    def _make(self, known: _Known, data: Any, **given: Any) -> ClientJob:
+        given.pop("at_front", None)
+        card = known.card
+        created = known.queue.create_job(
+            FUNCTION_PREFIX + card.name,
+            args=[data],
+            timeout=given.pop("job_timeout", card.job_timeout),
+            result_ttl=given.pop("result_ttl", card.result_ttl),
+            failure_ttl=given.pop("failure_ttl", card.failure_ttl),
+            # RQ's own default, for an empty one too, holds the arguments, which may be large, or private.
+            description=given.pop("description", "") or card.name,
+            **given,
+        )
+        job = cast("ClientJob", created)
+        if not given.get("retry") and card.retries:
+            # Without intervals it covers the system's faults only.
+            job.retries_left = card.retries
+        job.enqueued_at = now()
+        job.client, job.since = self, BEGINNING
+        return job
+
+    def _submit(self, jobs: list[ClientJob], options: ManyOptions, wait: Wait | None = None) -> None:
+        """Enqueue the jobs, by RQ's own methods."""
+        at_front = bool(options.get("at_front"))
+        # The first of them comes to stand at the front last.
+        jobs = jobs[::-1] if at_front else jobs
+        for start in range(0, len(jobs), PER_PIPELINE):
+            queue = self._known[jobs[0].origin].queue
+            with self.connection.pipeline() as pipe:
+                for job in jobs[start : start + PER_PIPELINE]:
+                    if options.get("depends_on"):
+                        # It watches the others, which takes several round trips.
+                        queue.enqueue_job(job, at_front=at_front)
+                    else:
+                        queue.enqueue_job(job, pipeline=pipe, at_front=at_front)
+                    if "job_id" in options:
+                        # An id may be used again; the result of the earlier job is not this one's.
+                        pipe.delete(RESULTS + job.id)
+                if wait is not None:
+                    self._waiter.knock(pipe)
+                pipe.execute()
+        if wait is not None:
+            self._waiter.queued(wait)
+
+    def _predict(self, jobs: list[ClientJob], timeout: float | None, options: ManyOptions) -> list[Any]:
+        # It joins first, so that one pipeline both enqueues and calls whoever reads.
+        with self._watch(jobs, timeout, queued=False) as wait:
+            try:
+                self._submit(jobs, options, wait)
+                return self._collect(wait)
+            except BaseException:
+                self._give_up(wait)
+                raise
+
+    def _collect(self, wait: Wait, *, return_exceptions: bool = False) -> list[Any]:
+        try:
+            while wait.pending:
+                wait.settle(self._waiter.next(wait) or self._last_look(wait), return_exceptions=return_exceptions)
+        except TimeoutError as error:
+            if not return_exceptions:
+                raise
+            return wait.outcomes(error)
+        return wait.outcomes()
+
+    def _watch(self, jobs: Iterable[ClientJob], timeout: float | None, **how: Any) -> Wait:
+        jobs = list(jobs)
         for job in jobs:
-            job.client = self
-        return jobs
-
-    def _watch(self, jobs: Iterable[WaitableJob], *, queued: bool = True) -> ThreadWait:
+            if job.result_ttl == 0:
+                raise ValueError(f"job {job.id} has result_ttl=0: its result is not kept, so nobody can wait for it")
         if self._pid != os.getpid():
             # The waits of the parent, and its socket, are the parent's.
             self._waiter, self._pid = Waiter(self.connection), os.getpid()
-        return self._waiter.watch(jobs, queued=queued)
+        return Wait(self._waiter, jobs, timeout, **how)
 
-    def _run(self, plan: Plan[T]) -> T:
-        answer: Any = None
-        error: BaseException | None = None
+    def _last_look(self, wait: Wait) -> list[ClientJob]:
+        """Return the jobs that have ended after all, or raise TimeoutError."""
+        after = f"after {wait.timeout:g} s"
         try:
-            while True:
-                step = plan.send(answer) if error is None else plan.throw(error)
-                try:
-                    answer, error = self._carry_out(step), None
-                except BaseException as raised:  # noqa: BLE001 - an interrupt too: the plan may have to take jobs back
-                    error = raised
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        finally:
-            error = None  # it holds this frame, which holds it
+            seen = look(self.connection, [job_id for job_id in wait.jobs if job_id in wait.pending])
+        except UNREACHABLE as error:
+            raise TimeoutError(
+                f"{len(wait.pending)} jobs had not ended {after}: Redis does not answer ({error})"
+            ) from error
+        for job_id, status, entries in seen:
+            ended, _ = judge(status, entries)
+            if ended is not None:
+                wait.found[job_id] = ended
+        ended_jobs = self._waiter.take(wait)
+        if not ended_jobs:
+            job_id, status, _ = seen[0]
+            others = f" ({len(seen)} of {len(wait.jobs)} jobs have not ended)" if len(wait.jobs) > 1 else ""
+            raise TimeoutError(f"job {job_id} of {wait.jobs[job_id].origin} is still {status.decode()} {after}{others}")
+        return ended_jobs
 
-    def _carry_out(self, step: Step) -> Any:
-        if self._closed:
-            raise RuntimeError("this client is closed")
-        if isinstance(step, Next):
-            return step.wait.next(step.deadline)
-        if isinstance(step, ByRq):
-            return step.enqueue(self.connection)
+    def _give_up(self, wait: Wait) -> None:
+        """Take back what is still queued."""
+        with suppress(RedisError):
+            self._take_back([wait.jobs[job_id] for job_id in wait.pending])
+
+    def _take_back(self, jobs: list[ClientJob]) -> list[ClientJob]:
+        """Cancel those of the jobs that are still queued, and return them."""
         with self.connection.pipeline() as pipe:
-            step(pipe)
-            return pipe.execute()
+            for job in jobs:
+                pipe.lrem(Queue.redis_queue_namespace_prefix + job.origin, 1, job.id)
+            taken = [job for job, count in zip(jobs, pipe.execute(), strict=True) if count]
+            for job in taken:
+                job.set_status(JobStatus.CANCELED, pipeline=pipe)
+                # RQ never clears rq:canceled, and callers may give up often: so these are not listed there, and expire.
+                pipe.expire(job.key, CANCELLED_TTL)
+            pipe.execute()
+        return taken
 
 
-def connected(client_class: Any, pool_class: Any, url: str | None) -> Any:
-    """Return a connection, blocking or asyncio, with a bounded pool of its own.
-
-    Args:
-        client_class: redis-py's client.
-        pool_class: redis-py's pool, which waits for a free connection.
-        url: see `Client`.
-    """
+def _connected(url: str | None) -> Redis:
+    """Return a connection with a bounded pool of its own."""
     # Read here, too: an application that sets REDIS_URL needs no configuration folder, nor the time to import pydantic.
     where = "url" if url else "REDIS_URL"
     address = url or os.environ.get("REDIS_URL")
@@ -224,16 +392,8 @@ def connected(client_class: Any, pool_class: Any, url: str | None) -> Any:
         except ConfigurationError as error:
             raise ConfigurationError(f"{error.message}; or pass Client(url), or set REDIS_URL") from None
     try:
-        # With protocol 3 redis-py 8's asyncio pool hands out connections that the server has closed meanwhile.
-        pool = pool_class.from_url(address, max_connections=CONNECTIONS, protocol=2)
+        return Redis.from_pool(BlockingConnectionPool.from_url(address, max_connections=CONNECTIONS))
     except ValueError:
         raise ConfigurationError(
             f'{where} is no Redis address; expected e.g. "redis://127.0.0.1:6379/0" (rediss:// for TLS)'
         ) from None
-    return client_class.from_pool(pool)
-
-
-def require_bytes(connection: Any) -> None:
-    """Raise ConfigurationError if the connection decodes what it reads; RQ's job hashes hold compressed bytes."""
-    if connection.connection_pool.connection_kwargs.get("decode_responses"):
-        raise ConfigurationError("the connection has decode_responses=True; RQ needs one without")

@@ -14,13 +14,12 @@ from rq_models.client import Client
 from rq_models.errors import ConfigurationError, InvalidJob, ModelBroken, ModelFault, RqModelsError, from_record
 from rq_models.host.contract import LoadError, Model, construct, load_class
 from rq_models.jobs import ModelJob
-from rq_models.plans import Next
 from rq_models.registry import Card, Serving, publish_card, renew_lease
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rq_models.plans import Step
+    from rq_models.client import ClientJob
 
 _FOREVER = 1e9
 
@@ -50,16 +49,9 @@ class InProcessClient(Client):
             serving = Serving(f"in-process-{name}", "in-process", "localhost", 0, state="warm")
             renew_lease(self.connection, name, serving, _FOREVER)
 
-    def close(self) -> None:
-        """Close the client, and forget all that it has stored."""
-        super().close()
-        self.connection.close()
-
-    def _carry_out(self, step: Step) -> Any:
-        answer = super()._carry_out(step)
-        if not isinstance(step, Next):
-            self._work()
-        return answer
+    def _submit(self, jobs: list[ClientJob], *args: Any) -> None:
+        super()._submit(jobs, *args)
+        self._work()
 
     def _work(self) -> None:
         """Run whatever is queued, and what that releases."""
@@ -79,14 +71,15 @@ class InProcessClient(Client):
         with self.connection.pipeline() as pipe:
             job.prepare_for_execution("in-process", pipe)
             pipe.execute()
-        error = self._predict(job, queue.name)
+        error = self._answer(job, queue.name)
         job.ended_at = now()
         with self.connection.pipeline() as pipe:
             if error is None:
                 ttl = job.get_result_ttl(Card.result_ttl)
                 job._handle_success(ttl, pipe)  # noqa: SLF001 - our own, named by RQ
                 job.cleanup(ttl, pipeline=pipe, remove_from_queue=False)
-            elif self._may_retry(job, error):
+            # Only a caller's own Retry brings intervals; the default retries are for faults of the system.
+            elif job.should_retry and job.retry_intervals is not None and isinstance(error, ModelFault):
                 job.retry(queue, pipe)
             else:
                 job.set_status(JobStatus.FAILED, pipeline=pipe)
@@ -94,11 +87,10 @@ class InProcessClient(Client):
             pipe.execute()
         queue.enqueue_dependents(job)
 
-    def _predict(self, job: ModelJob, model: str) -> RqModelsError | None:
+    def _answer(self, job: ModelJob, model: str) -> RqModelsError | None:
         """Leave the result in the job, or the record of the error that is returned."""
         if job.callbacks:
             error: RqModelsError = InvalidJob(f"job {job.id} wants '{job.callbacks[0]}' called")
-            job.refuse_callbacks()
         elif job.model != model:
             error = InvalidJob(f"job {job.id} names '{job.func_name}'")
         else:
@@ -109,11 +101,6 @@ class InProcessClient(Client):
             error = from_record(outcome["error"], traceback=outcome["traceback"])
         job.error = error.record()
         return error
-
-    @staticmethod
-    def _may_retry(job: ModelJob, error: RqModelsError) -> bool:
-        # Only a caller's own Retry brings intervals; the default retries are for faults of the system.
-        return job.should_retry and job.retry_intervals is not None and isinstance(error, ModelFault)
 
 
 def _load(name: str, given: Any) -> Model:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import zlib
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -25,16 +24,12 @@ BEGINNING = "0-0"
 SUCCESS, RETRIED = b"1", b"4"
 """Types of entries; the second is followed by another run, and ends nothing."""
 
-_LONGEST_TRACEBACK = 1 << 20
-_OUR_ERROR = re.compile(r"rq_models\.errors\.(\w+): (.*)")
-
 
 class Ended(NamedTuple):
     """How a job ended: with an entry in its result stream, or without one."""
 
-    how: Literal["result", "cancelled", "missing", "unreadable"]
+    how: Literal["result", "cancelled", "missing"]
     entry: Mapping[bytes, bytes] = {}
-    why: str = ""
 
 
 def judge(status: Any, entries: Any) -> tuple[Ended | None, str | bytes]:
@@ -44,9 +39,6 @@ def judge(status: Any, entries: Any) -> tuple[Ended | None, str | bytes]:
         status: as HGET replied.
         entries: as XREVRANGE replied: the latest entry, or nothing.
     """
-    for reply in (status, entries):
-        if isinstance(reply, Exception):
-            return Ended("unreadable", why=str(reply)), BEGINNING
     latest, entry = entries[0] if entries else (BEGINNING, {})
     result = Ended("result", entry) if entry and entry.get(b"type") != RETRIED else Ended("missing")
     if status == b"canceled":
@@ -66,8 +58,6 @@ def value_of(job_id: str, ended: Ended) -> Any:
         raise JobCancelled(f"job {job_id} was cancelled", job_id=job_id)
     if ended.how == "missing":
         raise JobNotFound(f"there is no job {job_id}: it was deleted, or its result has expired", job_id=job_id)
-    if ended.how == "unreadable":
-        raise InvalidOutput(f"the result of job {job_id} can't be read: {ended.why}", job_id=job_id)
     raw, failed = ended.entry.get(b"return_value"), ended.entry.get(b"type") != SUCCESS
     try:
         value = None if raw is None else json.loads(base64.b64decode(raw))
@@ -84,7 +74,7 @@ def value_of(job_id: str, ended: Ended) -> Any:
 
 def _traceback(packed: bytes) -> str:
     with suppress(ValueError, zlib.error):
-        return zlib.decompressobj().decompress(base64.b64decode(packed), _LONGEST_TRACEBACK).decode(errors="replace")
+        return zlib.decompress(base64.b64decode(packed)).decode(errors="replace")
     return ""
 
 
@@ -97,6 +87,4 @@ def _failure(job_id: str, record: Any, traceback: str) -> RqModelsError:
         return JobLost(f"the worker that held job {job_id} disappeared", job_id=job_id, traceback=traceback)
     if last.startswith("Job stopped by user"):
         return JobCancelled(f"job {job_id} was stopped on request", job_id=job_id, traceback=traceback)
-    if said := _OUR_ERROR.fullmatch(last):  # a stock worker ran the model, and wrote our exception as text
-        record = {"kind": said[1], "type": None, "message": said[2], "retryable": False}
     return from_record(record, job_id=job_id, traceback=traceback)

@@ -617,6 +617,10 @@ class ModelWorker(Worker):
 
     def teardown(self) -> None:
         """Leave Redis and the machine as if this worker had never been."""
+        if self._stop_requested:
+            # It is leaving already; one more signal must not end it in the middle of signing off.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.stable.drop()
         self.lease.release()
         try:

@@ -249,7 +249,7 @@ def test_each_check_can_be_switched_off(redis_url, connection, worker):
 
 
 def test_a_schema_that_a_new_version_publishes_is_heard_of(redis_url, worker, monkeypatch):
-    monkeypatch.setattr("rq_models.plans.CARD_AGE", 0)
+    monkeypatch.setattr("rq_models.client.CARD_AGE", 0)
     with Client(redis_url) as client:
         client.enqueue("iris", GOOD)
         worker.publish(input_schema={**SCHEMA, "required": ["petal_width", "name"]})
@@ -280,7 +280,7 @@ def test_numpy_dataclasses_and_pydantic_are_taken_as_input(client, connection):
 def no_clock(monkeypatch):
     """Nothing is asked again because a slow machine took long."""
     monkeypatch.setattr("rq_models.waiting.LOOK_EVERY", 3600)
-    monkeypatch.setattr("rq_models.plans.CARD_AGE", 3600)
+    monkeypatch.setattr("rq_models.client.CARD_AGE", 3600)
 
 
 def test_round_trips(connection, worker, no_clock):
@@ -311,13 +311,13 @@ def test_a_prediction_is_two_round_trips(connection, worker, no_clock, monkeypat
         worker.echo()
         client.job("warm").wait(timeout=30)
         count()
-        original = client._planner._submit
+        original = client._submit
 
         def submit_and_work(*args):
-            yield from original(*args)
+            original(*args)
             worker.echo()
 
-        monkeypatch.setattr(client._planner, "_submit", submit_and_work)
+        monkeypatch.setattr(client, "_submit", submit_and_work)
         assert client.predict("iris", GOOD, timeout=30) == GOOD
         assert count() == 2
 

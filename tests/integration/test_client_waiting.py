@@ -264,23 +264,12 @@ def test_what_is_not_json_is_said_and_never_unpickled(client, connection, worker
         failed.wait(timeout=30)
 
 
-def test_a_key_of_the_wrong_type_harms_nobody_else(client, connection, worker, threads):
-    bad, good = client.enqueue_many("iris", [1, 2])
-    connection.set(f"rq:results:{bad.id}", "not a stream", ex=100)
-    waits = [threads.submit(job.wait, 60) for job in (bad, good)]
-    with pytest.raises(InvalidOutput, match="WRONGTYPE"):
-        waits[0].result(60)
-    worker.take()
-    worker.echo()
-    assert waits[1].result(60) == 2
-
-
 # -- giving up ------------------------------------------------------------------------------------------------------
 
 
 def test_a_wait_that_expires_says_how_far_the_job_is_and_leaves_it_alone(client, worker, connection):
     _, job = client.enqueue_many("iris", [1, 2])
-    with pytest.raises(TimeoutError, match=f"job {job.id} of iris is still queued after 0.05 s, with 1 before it"):
+    with pytest.raises(TimeoutError, match=f"job {job.id} of iris is still queued after 0.05 s"):
         job.wait(timeout=0.05)
     worker.take()
     taken = worker.take()
@@ -345,13 +334,13 @@ def test_fifty_waiting_threads_cost_one_connection(redis_url, client, worker, co
     jobs = client.enqueue_many("iris", range(50))
     before = len(connection.client_list())
     waits = [threads.submit(job.wait, 60) for job in jobs]
-    wait_until(lambda: len(client._waiter.book.watches) == 50, "all of them wait")
+    wait_until(lambda: len(client._waiter.watches) == 50, "all of them wait")
     wait_until(blocked(connection), "one of them reads for all")
     assert len(connection.client_list()) <= before + 2  # the reader, and one more for the wake-ups
     for _ in jobs:
         worker.echo()
     assert [wait.result(60) for wait in waits] == list(range(50))
-    assert client._waiter.book.watches == {}
+    assert client._waiter.watches == {}
 
 
 def test_threads_that_predict_share_a_bounded_pool(redis_server, client, worker, connection, threads):
@@ -392,7 +381,7 @@ def test_when_the_reading_thread_leaves_another_one_reads(client, worker, connec
     waits = [threads.submit(jobs[0].wait, 60)]
     wait_until(blocked(connection), "the first wait blocks in Redis")
     waits += [threads.submit(job.wait, 60) for job in jobs[1:]]
-    wait_until(lambda: len(client._waiter.book.watches) == 3, "all of them wait")
+    wait_until(lambda: len(client._waiter.watches) == 3, "all of them wait")
     for number, (job, wait) in enumerate(zip(taken, waits, strict=True)):
         worker.finish(job, number)
         assert wait.result(60) == number
@@ -458,9 +447,9 @@ def test_waits_survive_a_restart_of_the_server(own_server, threads):
         worker = PlayedWorker(connection, input_schema=None)
         jobs = client.enqueue_many("iris", range(5))
         waits = [threads.submit(job.wait, 60) for job in jobs]
-        wait_until(lambda: len(client._waiter.book.watches) == 5, "all of them wait")
+        wait_until(lambda: len(client._waiter.watches) == 5, "all of them wait")
         own_server.stop()
-        wait_until(lambda: client._waiter._pause > 0.1, "the reader has noticed")
+        wait_until(lambda: client._waiter.pause > 0.1, "the reader has noticed")
         with pytest.raises(redis_errors.ConnectionError):
             client.enqueue("iris", GOOD)
         with pytest.raises(TimeoutError, match="Redis does not answer"):
