@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import itertools
 import os
 import time
+import uuid
+import zlib
 from contextlib import suppress
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, Unpack, cast
 
 from redis import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
+from rq.defaults import RQ_KEY_PREFIX
 from rq.exceptions import NoSuchJobError
 from rq.job import JobStatus
 from rq.queue import Queue
@@ -20,7 +26,7 @@ from rq_models.errors import ConfigurationError, JobNotFound, NoWorker, UnknownM
 from rq_models.inputs import InputCheck, as_json
 from rq_models.jobs import FUNCTION_PREFIX, ModelJob
 from rq_models.registry import MODELS_KEY, Card, ModelStatus, read_model, read_models
-from rq_models.results import BEGINNING, RESULTS, Ended, judge, value_of
+from rq_models.results import BEGINNING, Ended, judge, value_of
 from rq_models.waiting import UNREACHABLE, Wait, Waiter, look
 
 if TYPE_CHECKING:
@@ -33,8 +39,10 @@ CONNECTIONS = 8
 """At most, for the commands of a client; threads that find all in use wait for one."""
 CARD_AGE = 2.0
 """Seconds that a client goes by what it has read of a model."""
-PER_PIPELINE = 500
-"""Jobs in one transaction: meanwhile the server does nothing else."""
+PER_SCRIPT, BYTES_PER_SCRIPT = 500, 8 << 20
+"""Jobs, and bytes of input, enqueued in one step: meanwhile the server does nothing else."""
+_ENQUEUE = files("rq_models").joinpath("enqueue.lua").read_text("utf-8")
+_WORTH_COMPRESSING = 1024
 CANCELLED_TTL = 3600
 """Seconds that a job given up is kept."""
 
@@ -244,7 +252,10 @@ class Client:
             inputs.append(as_json(row, name))
             if self._check_input:
                 known.check.require(inputs[-1], name)
-        return [self._make(known, data, **options) for data in inputs]
+        if not inputs:
+            return []
+        first = self._make(known, inputs[0], **options)
+        return [first, *(_another(first, data) for data in inputs[1:])]
 
     def _look_up(self, model: str) -> _Known:
         known = self._known.get(model)
@@ -284,31 +295,44 @@ class Client:
             # Without intervals it covers the system's faults only.
             job.retries_left = card.retries
         job.enqueued_at = now()
+        job._status = JobStatus.QUEUED  # noqa: SLF001 - as RQ's own queues do before they save it
         job.client, job.since = self, BEGINNING
         return job
 
     def _submit(self, jobs: list[ClientJob], options: ManyOptions, wait: Wait | None = None) -> None:
-        """Enqueue the jobs, by RQ's own methods."""
         at_front = bool(options.get("at_front"))
         # The first of them comes to stand at the front last.
         jobs = jobs[::-1] if at_front else jobs
-        for start in range(0, len(jobs), PER_PIPELINE):
-            queue = self._known[jobs[0].origin].queue
-            with self.connection.pipeline() as pipe:
-                for job in jobs[start : start + PER_PIPELINE]:
-                    if options.get("depends_on"):
-                        # It watches the others, which takes several round trips.
-                        queue.enqueue_job(job, at_front=at_front)
-                    else:
-                        queue.enqueue_job(job, pipeline=pipe, at_front=at_front)
-                    if "job_id" in options:
-                        # An id may be used again; the result of the earlier job is not this one's.
-                        pipe.delete(RESULTS + job.id)
-                if wait is not None:
-                    self._waiter.knock(pipe)
-                pipe.execute()
+        if options.get("depends_on"):
+            for job in jobs:
+                # RQ watches the others, which takes several round trips.
+                self._known[job.origin].queue.enqueue_job(job, at_front=at_front)
+        else:
+            push = "LPUSH" if at_front else "RPUSH"
+            while jobs:
+                sizes = itertools.accumulate(len(job.data) for job in jobs[:PER_SCRIPT])
+                fitting = max(1, sum(size <= BYTES_PER_SCRIPT for size in sizes))
+                self._push(jobs[:fitting], push, given_id="job_id" in options, wait=wait)
+                jobs = jobs[fitting:]
         if wait is not None:
             self._waiter.queued(wait)
+
+    def _push(self, jobs: list[ClientJob], push: str, *, given_id: bool, wait: Wait | None) -> None:
+        """Enqueue jobs that differ in their id and input only; see enqueue.lua."""
+        first = jobs[0]
+        shared = first.to_dict()
+        del shared["data"]
+        flat = [part for pair in shared.items() for part in pair]
+        arguments: list[Any] = [RQ_KEY_PREFIX, push, first.ttl or 0, int(given_id), len(flat), *flat]
+        for job in jobs:
+            # RQ reads both; for a small input, compressing takes longer than it saves.
+            arguments += [job.id, job.data if len(job.data) < _WORTH_COMPRESSING else zlib.compress(job.data)]
+        with self.connection.pipeline(transaction=False) as pipe:
+            keys = (Queue.redis_queue_namespace_prefix + first.origin, Queue.redis_queues_keys)
+            pipe.eval(_ENQUEUE, len(keys), *keys, *arguments)
+            if wait is not None:
+                self._waiter.knock(pipe)
+            pipe.execute()
 
     def _predict(self, jobs: list[ClientJob], timeout: float | None, options: ManyOptions) -> list[Any]:
         # It joins first, so that one pipeline both enqueues and calls whoever reads.
@@ -377,6 +401,15 @@ class Client:
                 pipe.expire(job.key, CANCELLED_TTL)
             pipe.execute()
         return taken
+
+
+def _another(first: ClientJob, data: Any) -> ClientJob:
+    """Return a job like the first one, for another input; RQ's own way to make one takes ten times as long."""
+    job = copy.copy(first)
+    job._id = str(uuid.uuid4())  # noqa: SLF001 - the setter looks at each character of it
+    job.args = [data]
+    job.meta = dict(first.meta)
+    return job
 
 
 def _connected(url: str | None) -> Redis:
