@@ -265,11 +265,10 @@ class Waiter:
 
     def call(self) -> None:
         """End such a read at once; if that fails, it ends within a second by itself."""
-        if self.unheard:
-            # One thread at a time, and so one connection, however many join at once.
-            with suppress(redis_errors.RedisError), self._calling, self._connection.pipeline() as pipe:
-                self.knock(pipe)
-                pipe.execute()
+        # One thread at a time, and so one connection, however many join at once; and whoever closes it comes last.
+        with suppress(redis_errors.RedisError), self._calling, self._connection.pipeline() as pipe:
+            self.knock(pipe)
+            pipe.execute()
 
     def _step_down(self, leader: object) -> None:
         with self._lock:
