@@ -102,7 +102,7 @@ def test_the_models_own_failure(served, predict) -> None:
     result = predict("iris", '{"petal_width": -1}')
 
     assert result.exit_code == 6
-    assert result.stderr == "rq-models: no such petal (ValueError)\n"
+    assert result.stderr == "rq-models: ValueError: no such petal\n"
 
 
 def test_no_result_in_time(served, predict) -> None:
