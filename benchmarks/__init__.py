@@ -1,1 +1,1 @@
-"""The benchmark: contenders in turns on the embedded server; scripts/bench runs it, docs/ and the README quote it."""
+"""The benchmark: contenders in turns on the embedded server; scripts/bench runs it."""

@@ -52,6 +52,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if min(options.rounds, options.jobs, options.predictions, options.clients, options.seconds) <= 0:
         parser.error("all numbers must be above 0")
+    if not options.json.parent.is_dir():
+        parser.error(f"there is no folder {options.json.parent}")
     return options
 
 

@@ -6,8 +6,8 @@
 -- ARGV  1 RQ's key prefix, 2 seconds to keep the counters, 3 worker name, 4 time now in whole seconds, 5 whether a job
 --       with dependents is left alone, 6 how many runs; then for each run:
 --       job id, execution id, 'finished' | 'failed' | 'retry' | 'retry_front', status, when it started and ended as RQ
---       writes it, seconds it took, seconds to keep it (-1: for ever), and three lists, each after its length: further
---       hash fields and values, fields and values of the result entry, counters to raise by one
+--       writes it, seconds it took, seconds to keep it (-1: for ever), whether it depended on others, and three lists,
+--       each after its length: further hash fields and values, those of the result entry, counters to raise by one
 -- Returns for each run: 1 done; 0 given up meanwhile, by a recovery, a cancel or a deletion, so nothing was written;
 --       2 it has dependents: nothing was written, RQ's own method must finish it; 3 it could not be written whole.
 local prefix, worker, now, at = ARGV[1], ARGV[3], tonumber(ARGV[4]), 6
@@ -37,7 +37,7 @@ end
 
 local function take_run()
   local run = {id = take(), execution = take(), kind = take(), status = take(), started = take(), ended = take()}
-  run.seconds, run.ttl = take(), tonumber(take())
+  run.seconds, run.ttl, run.depends = take(), tonumber(take()), take()
   run.fields, run.entry, run.counters = take_list(), take_list(), take_list()
   run.composite = run.id .. ':' .. run.execution
   run.job = prefix .. ':job:' .. run.id
@@ -45,18 +45,20 @@ local function take_run()
   return run
 end
 
-local function forget_execution(run)
-  redis.call('DEL', prefix .. ':execution:' .. run.composite)
-  redis.call('SREM', KEYS[6], run.composite)
-  local executions = prefix .. ':executions:' .. run.id
-  if redis.call('TYPE', executions)['ok'] == 'zset' then
-    redis.call('ZREM', executions, run.execution)
-  end
+-- What goes into the shared keys is written once, at the end.
+local ended, records, finished = {}, {}, {}
+local numbers, seconds = {successful_job_count = 0, failed_job_count = 0}, 0
+
+local function close(run)
+  ended[#ended + 1] = run.composite
+  records[#records + 1] = prefix .. ':execution:' .. run.composite
+  redis.pcall('ZREM', prefix .. ':executions:' .. run.id, run.execution)
 end
 
 local function count(run)
-  redis.call('HINCRBY', KEYS[5], run.kind == 'finished' and 'successful_job_count' or 'failed_job_count', 1)
-  redis.call('HINCRBYFLOAT', KEYS[5], 'total_working_time', run.seconds)
+  local number = run.kind == 'finished' and 'successful_job_count' or 'failed_job_count'
+  numbers[number] = numbers[number] + 1
+  seconds = seconds + tonumber(run.seconds)
   for _, name in ipairs(run.counters) do
     counts[name] = (counts[name] or 0) + 1
   end
@@ -70,22 +72,27 @@ local function write(run)
     return
   end
   local results = prefix .. ':results:' .. run.id
-  if redis.call('TYPE', results)['ok'] ~= 'stream' then
+  if type(redis.pcall('XADD', results, 'MAXLEN', 10, '*', unpack(run.entry))) == 'table' then
     redis.call('DEL', results)
+    redis.call('XADD', results, 'MAXLEN', 10, '*', unpack(run.entry))
   end
-  redis.call('XADD', results, 'MAXLEN', 10, '*', unpack(run.entry))
-  -- Each registry marks "for ever" in its own way.
-  local score = run.kind == 'finished' and '+inf' or -1
   if run.ttl == -1 then
     redis.call('PERSIST', results)
   else
-    score = now + run.ttl
     redis.call('EXPIRE', results, run.ttl)
     redis.call('EXPIRE', run.job, run.ttl)
-    -- RQ's own spelling, with two colons.
-    redis.call('EXPIRE', prefix .. ':job::' .. run.id .. ':dependencies', run.ttl)
+    if run.depends == '1' then
+      -- RQ's own spelling, with two colons.
+      redis.call('EXPIRE', prefix .. ':job::' .. run.id .. ':dependencies', run.ttl)
+    end
   end
-  redis.call('ZADD', KEYS[run.kind == 'finished' and 2 or 3], score, run.id)
+  if run.kind == 'finished' then
+    finished[#finished + 1] = run.ttl == -1 and '+inf' or now + run.ttl
+    finished[#finished + 1] = run.id
+  else
+    -- Each registry marks "for ever" in its own way.
+    redis.call('ZADD', KEYS[3], run.ttl == -1 and -1 or now + run.ttl, run.id)
+  end
 end
 
 local done = {}
@@ -95,11 +102,11 @@ for n = 1, tonumber(ARGV[6]) do
     done[n] = 2
   -- The fence: whoever removes this member owns the run's end.
   elseif redis.call('ZREM', KEYS[1], run.composite) == 0 then
-    forget_execution(run)
+    close(run)
     done[n] = 0
   else
-    forget_execution(run)
-    pcall(count, run)
+    close(run)
+    count(run)
     if redis.call('TYPE', run.job)['ok'] ~= 'hash' then
       -- Deleted while it ran: there is nothing left to finish.
       done[n] = 0
@@ -109,6 +116,19 @@ for n = 1, tonumber(ARGV[6]) do
     end
   end
 end
+if #ended > 0 then
+  redis.call('SREM', KEYS[6], unpack(ended))
+  redis.call('DEL', unpack(records))
+end
+if #finished > 0 then
+  redis.call('ZADD', KEYS[2], unpack(finished))
+end
+for name, number in pairs(numbers) do
+  if number > 0 then
+    redis.pcall('HINCRBY', KEYS[5], name, number)
+  end
+end
+redis.pcall('HINCRBYFLOAT', KEYS[5], 'total_working_time', seconds)
 for name, number in pairs(counts) do
   redis.pcall('HINCRBY', KEYS[7], name, number)
 end

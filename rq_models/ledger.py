@@ -309,6 +309,7 @@ def _arguments(ending: Ending) -> list[Any]:
         _text(ended),
         f"{(ended - started).total_seconds():.6f}",
         ending.ttl,
+        int(bool(taken.fields.get(b"dependency_ids"))),
         len(fields),
         *fields,
         len(entry),

@@ -55,7 +55,7 @@ class ModelSettings(BaseModel):
     """Interpreter that runs the model; a relative path starts at the project's root."""
     env: dict[str, str] = Field(default={}, repr=False)
     """Environment variables for the model's process, added to the worker's."""
-    max_batch_size: int = Field(default=64, ge=1)
+    max_batch_size: int = Field(default=64, ge=1, le=1000)
     max_batch_bytes: int = Field(default=8 << 20, ge=1)
     max_wait_ms: int = Field(default=0, ge=0)
     workers: int = Field(default=1, ge=1)

@@ -19,39 +19,53 @@ end
 local prefix, worker, lease = ARGV[2], ARGV[3], ARGV[4]
 local first, now, seconds, ttl = tonumber(ARGV[5]), ARGV[6], ARGV[7], tonumber(ARGV[8])
 local taken, bytes, seen = {}, 0, {}
+-- What goes into the shared keys is written once, at the end.
+local members, running = {}, {}
 for n = 0, tonumber(ARGV[1]) - 1 do
   if bytes >= tonumber(ARGV[9]) then break end
   local id = redis.call('LPOP', KEYS[1])
   if not id then break end
   local job = prefix .. ':job:' .. id
   -- Scripts don't roll back: a key of another type must not raise here, with jobs before it already taken.
-  if not string.find(id, '^[%w_-]+$') or redis.call('TYPE', job)['ok'] ~= 'hash' then
+  local fields = string.find(id, '^[%w_-]+$') and redis.pcall('HGETALL', job) or {}
+  if fields['err'] or #fields == 0 then
     taken[#taken + 1] = {id, '', {}}
   elseif not seen[id] then
     -- An id that stands in the queue twice is one job, and is run once.
     seen[id] = true
-    local fields = redis.call('HGETALL', job)
-    bytes = bytes + redis.call('HSTRLEN', job, 'data')
+    local attempts = 1
+    for at = 1, #fields, 2 do
+      if fields[at] == 'data' then
+        bytes = bytes + #fields[at + 1]
+      elseif fields[at] == 'attempts' then
+        attempts = 1 + (tonumber(fields[at + 1]) or 0)
+      end
+    end
     local execution = lease .. '-' .. (first + n)
     local composite = id .. ':' .. execution
-    redis.call('HSET', job, 'status', 'started', 'started_at', now, 'last_heartbeat', now, 'worker_name', worker)
-    redis.pcall('HINCRBY', job, 'attempts', 1)
+    redis.call('HSET', job, 'status', 'started', 'started_at', now, 'last_heartbeat', now, 'worker_name', worker,
+      'attempts', attempts)
     redis.call('PERSIST', job)
     local record = prefix .. ':execution:' .. composite
     redis.call('HSET', record, 'id', execution, 'job_id', id, 'created_at', seconds, 'last_heartbeat', seconds,
       'worker_name', worker)
     redis.call('EXPIRE', record, ttl)
-    local executions = prefix .. ':executions:' .. id
-    if redis.call('TYPE', executions)['ok'] ~= 'zset' then
+    local executions, score = prefix .. ':executions:' .. id, tonumber(seconds) + ttl + 60
+    if type(redis.pcall('ZADD', executions, score, execution)) == 'table' then
       redis.call('DEL', executions)
+      redis.call('ZADD', executions, score, execution)
     end
-    redis.call('ZADD', executions, tonumber(seconds) + ttl + 60, execution)
     redis.call('EXPIRE', executions, ttl + 60)
-    redis.call('ZADD', KEYS[2], math.floor(tonumber(seconds)) + ttl, composite)
-    redis.call('SADD', KEYS[4], composite)
-    redis.call('EXPIRE', KEYS[4], ttl + 60)
+    members[#members + 1] = math.floor(tonumber(seconds)) + ttl
+    members[#members + 1] = composite
+    running[#running + 1] = composite
     taken[#taken + 1] = {id, execution, fields}
   end
+end
+if #running > 0 then
+  redis.call('ZADD', KEYS[2], unpack(members))
+  redis.call('SADD', KEYS[4], unpack(running))
+  redis.call('EXPIRE', KEYS[4], ttl + 60)
 end
 redis.call('HSET', KEYS[3], 'state', #taken > 0 and 'busy' or 'idle')
 return taken
