@@ -37,6 +37,8 @@ _BOOT = Path(frames.__file__).with_name("boot.py")
 # and the horse has no business with Redis. A model that needs one of them gets it by `env` in its table.
 _WITHHELD = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__", "REDIS_URL", "RQ_REDIS_URL"}
 _TAIL_BYTES = 4096
+# Each read sets so much memory aside, and frees it again; a megabyte at a time costs more than a small prediction.
+_CHUNK = 1 << 16
 _LONGEST_LINE = 8192
 _BEAT = 1.0
 """Seconds between two calls of the asker's `beat` while the horse works."""
@@ -151,6 +153,9 @@ class Horse:
             os.close(lifeline)
         ours.setblocking(False)
         self._channel = ours
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._channel, selectors.EVENT_READ)
+        self._selector.register(self._wake, selectors.EVENT_READ)
         self._unsent = memoryview(b"")
         self._decoder = frames.Decoder()
         self._answers: deque[dict[str, Any]] = deque()
@@ -247,6 +252,7 @@ class Horse:
         if self.card is None or self.running:
             # In the middle of something that nobody waits for any more.
             self.kill()
+        self._selector.close()
         self._channel.close()
         if not self._exited.wait(_EXIT_PATIENCE):
             self.kill()
@@ -266,47 +272,51 @@ class Horse:
 
     def _say(self, question: dict[str, Any]) -> None:
         self._unsent = memoryview(frames.encode(question))
+        # Most questions fit into the channel's buffer; `_hear` sends the rest of a longer one, and notices a dead horse.
+        with suppress(OSError):
+            self._send()
+        if self._unsent:
+            self._selector.modify(self._channel, selectors.EVENT_READ | selectors.EVENT_WRITE)
 
-    def _hear(self, limit: float | None, beat: Callable[[], None], late: str) -> dict[str, Any]:  # noqa: C901 - one loop over all that can happen while a question is open
+    def _send(self) -> None:
+        self._unsent = self._unsent[self._channel.send(self._unsent) :]
+        if not self._unsent:
+            self._selector.modify(self._channel, selectors.EVENT_READ)
+
+    def _hear(self, limit: float | None, beat: Callable[[], None], late: str) -> dict[str, Any]:  # noqa: C901 - all that can happen
         """Return the horse's next answer.
 
         It reads while it writes: two sides that both only write stop at a few megabytes.
         """
         deadline = None if limit is None else time.monotonic() + limit + GRACE
-        with selectors.DefaultSelector() as selector:
-            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
-            selector.register(self._channel, wanted)
-            selector.register(self._wake, selectors.EVENT_READ)
-            while not self._answers:
-                now = time.monotonic()
-                if deadline is not None and now >= deadline:
+        while not self._answers:
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                self.kill()
+                self._exited.wait()
+                raise ModelTimeout(late, traceback=self._last_words(late))
+            self._beat_if_due(beat)
+            ready = self._selector.select(max(min(self._next_beat, deadline or self._next_beat) - now, 0))
+            try:
+                for key, events in ready:
+                    if key.fileobj is not self._channel:
+                        continue
+                    if events & selectors.EVENT_WRITE:
+                        self._send()
+                    if events & selectors.EVENT_READ:
+                        self._receive()
+            except (OSError, frames.FrameError) as error:
+                # It is about to end, or closed the channel, or wrote garbage into it: nobody can talk to it now.
+                if isinstance(error, frames.FrameError) or not self._exited.wait(_EXIT_PATIENCE):
+                    self._broke = f"broke the protocol and was killed ({str(error) or 'it closed its channel'})"
                     self.kill()
                     self._exited.wait()
-                    raise ModelTimeout(late, traceback=self._last_words(late))
-                self._beat_if_due(beat)
-                ready = selector.select(max(min(self._next_beat, deadline or self._next_beat) - now, 0))
-                try:
-                    for key, events in ready:
-                        if key.fileobj is not self._channel:
-                            continue
-                        if events & selectors.EVENT_WRITE:
-                            self._unsent = self._unsent[self._channel.send(self._unsent) :]
-                            if not self._unsent:
-                                selector.modify(self._channel, selectors.EVENT_READ)
-                        if events & selectors.EVENT_READ:
-                            self._receive()
-                except (OSError, frames.FrameError) as error:
-                    # It is about to end, or closed the channel, or wrote garbage into it: nobody can talk to it now.
-                    if isinstance(error, frames.FrameError) or not self._exited.wait(_EXIT_PATIENCE):
-                        self._broke = f"broke the protocol and was killed ({str(error) or 'it closed its channel'})"
-                        self.kill()
-                        self._exited.wait()
-                if self._exited.is_set() and not self._answers:
-                    # The answer may have been on its way already.
-                    with suppress(OSError, frames.FrameError):
-                        self._receive()
-                    if not self._answers:
-                        raise self._crash()
+            if self._exited.is_set() and not self._answers:
+                # The answer may have been on its way already.
+                with suppress(OSError, frames.FrameError):
+                    self._receive()
+                if not self._answers:
+                    raise self._crash()
         self._drain()
         return self._answers.popleft()
 
@@ -318,7 +328,7 @@ class Horse:
 
     def _receive(self) -> None:
         with suppress(BlockingIOError):
-            while data := self._channel.recv(1 << 20):
+            while data := self._channel.recv(_CHUNK):
                 for answer in self._decoder.feed(data):
                     if not (isinstance(answer, dict) and "op" in answer):
                         raise frames.FrameError(f"unexpected answer {answer!r:.80}")
@@ -360,7 +370,7 @@ class Horse:
         with self._output_lock:
             while True:
                 try:
-                    data = os.read(self._output, 1 << 16)
+                    data = os.read(self._output, _CHUNK)
                 except BlockingIOError:
                     return True
                 self._tail = (self._tail + data)[-_TAIL_BYTES:]

@@ -27,7 +27,7 @@ from .contract import LoadError, Model, Outcome, TimeLimit, error_outcome, failu
 
 T = TypeVar("T")
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 _REPEAT = 0.25
 """Seconds after which a prediction that swallowed its time limit is told again."""
 _STRAY_FORK = 70
