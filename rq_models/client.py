@@ -17,12 +17,12 @@ from redis import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 from rq.defaults import RQ_KEY_PREFIX
 from rq.exceptions import NoSuchJobError
-from rq.job import JobStatus
+from rq.job import JOB_ID_PATTERN, JobStatus
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.utils import now
 
-from rq_models.errors import ConfigurationError, JobNotFound, NoWorker, UnknownModel
+from rq_models.errors import ConfigurationError, InvalidJob, JobNotFound, NoWorker, UnknownModel
 from rq_models.inputs import InputCheck, as_json
 from rq_models.jobs import FUNCTION_PREFIX, ModelJob
 from rq_models.registry import MODELS_KEY, Card, ModelStatus, read_model, read_models
@@ -225,11 +225,19 @@ class Client:
 
         Raises:
             JobNotFound: there is none.
+            InvalidJob: something stands there that can't be read.
         """
+        nothing = JobNotFound(f"there is no job {job_id!r}: it was deleted, or it has expired", job_id=job_id)
+        if not JOB_ID_PATTERN.fullmatch(str(job_id)):
+            raise nothing
         try:
             job = cast("ClientJob", ClientJob.fetch(job_id, connection=self.connection))
-        except (NoSuchJobError, ValueError, TypeError):
-            raise JobNotFound(f"there is no job {job_id!r}: it was deleted, or it has expired", job_id=job_id) from None
+        except NoSuchJobError:
+            raise nothing from None
+        except RedisError:
+            raise
+        except Exception as error:  # noqa: BLE001 - RQ's reader trusts every field, and anybody can write them
+            raise InvalidJob(f"job {job_id!r} can't be read: {type(error).__name__}: {error}", job_id=job_id) from None
         job.client = self
         return job
 

