@@ -294,8 +294,8 @@ class ModelWorker(Worker):
         """Block until the queue holds a job; it stays where it is."""
         client = self.ledger.connection
         # Onto itself, left to left: a peek that moves nothing, so that a kill between waiting and taking loses nothing.
-        self._interruptible(client.blmove, self.queue.key, self.queue.key, seconds, "LEFT", "LEFT")
-        if self.model.max_wait_ms:
+        waiting = self._interruptible(client.blmove, self.queue.key, self.queue.key, seconds, "LEFT", "LEFT")
+        if waiting is not None and self.model.max_wait_ms:
             # The configuration asks to wait for company.
             self._interruptible(time.sleep, self.model.max_wait_ms / 1000)
 
@@ -603,15 +603,14 @@ class ModelWorker(Worker):
         self._cold = True
         self.stable.abandon()
 
-    def _interruptible(self, wait: Callable[..., Any], *args: Any) -> None:
+    def _interruptible(self, wait: Callable[..., Any], *args: Any) -> Any:
         """Wait for something while no job is in hand: a request to stop ends it."""
-        if self._stop_requested:
-            raise StopRequested
         self._may_be_interrupted = True
         try:
-            # A signal that came between the look above and here has found the flag down.
-            if not self._stop_requested:
-                wait(*args)
+            # Looked at with the flag up: a signal from here on raises by itself.
+            if self._stop_requested:
+                raise StopRequested
+            return wait(*args)
         finally:
             self._may_be_interrupted = False
 

@@ -83,6 +83,15 @@ def test_max_batch_size_is_the_models(project, start_worker, client):
     assert outcomes(client, client.enqueue_many("grouped", [{}] * 7)) == [3] * 6 + [1]
 
 
+def test_max_wait_ms_waits_for_company(project, start_worker, client):
+    project.add("grouped", GROUPED, max_wait_ms=3000, preload=True)
+    start_worker(project, "grouped")
+    wait_until(lambda: client.models()[0].state == "warm", "the model is warm")
+    first = client.enqueue("grouped", {})
+    second = client.enqueue("grouped", {})
+    assert outcomes(client, [first, second]) == [2, 2]
+
+
 def test_max_batch_bytes_ends_a_batch(project, start_worker, client):
     project.add("grouped", GROUPED, max_batch_bytes=1)
     start_worker(project, "grouped")
