@@ -212,12 +212,14 @@ class Horse:
         assert self.card is not None  # noqa: S101 - load() comes first
         together = len(items) > 1 and self.card["batch"]
         left = items
+        answering = False
         try:
             try:
                 self._say({"op": "predict", "items": [vars(item) for item in items]})
             except frames.FrameError as error:
                 refusal = InvalidInput(f"the input can't be given to the model: {error}")
                 raise Interrupted(refusal, len(items)) from None
+            answering = True
             while left:
                 self.running = tuple(item.id for item in left) if together else (left[0].id,)
                 self._beat_if_due(beat)
@@ -226,8 +228,10 @@ class Horse:
                 try:
                     answer = self._hear(limit, beat, f"the prediction took longer than job_timeout ({limit} s)")
                 except ModelFault as fault:
+                    answering = False
                     raise Interrupted(fault, len(left) if together else 1) from None
                 if answer["op"] != "predicted":
+                    answering = False
                     refusal = InvalidInput(f"the model's process can't read it: {answer['message']}")
                     raise Interrupted(refusal, len(left))
                 # The first answer of a batch has all its outcomes, or none: then its items follow one by one.
@@ -237,6 +241,10 @@ class Horse:
                 yield answer["outcomes"]
         finally:
             self.running = ()
+            if answering and left:
+                # Whoever asked went away in the middle: the answers to come must not be taken for the next question's.
+                self.kill()
+                self._exited.wait()
 
     def kill(self) -> None:
         """Kill the process and whatever it started; from any thread."""

@@ -219,7 +219,9 @@ class ModelWorker(Worker):
                 self._ended += endings
                 # What is ready does not wait for the slow ones behind it.
                 if time.monotonic() - self._flushed > _SLICE:
-                    self._flush()
+                    # With the server away they wait for the end; what is being predicted goes on.
+                    with suppress(RedisError):
+                        self._flush()
         except Exception as error:  # a bug of ours must cost no job more than a retry
             self.log.exception("Worker %s: unexpected error", self.name)
             lost = JobLost(f"the worker failed unexpectedly: {type(error).__name__}: {error}")

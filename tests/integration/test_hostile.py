@@ -179,15 +179,18 @@ def test_a_finished_prediction_outlives_an_outage(project, tmp_path, spawn):
             worker = spawn([RQ_MODELS, "worker", "hold"], cwd=project.root, env=project.environ)
             wait_until(lambda: own.exists("rq-models:card:hold"), "the worker serves")
             client.predict("hold", "", timeout=60)
-            path = tmp_path / "held"
-            job = client.enqueue("hold", str(path))
+            # Answered in a moment, so that the worker takes several of them at once.
+            client.wait_all(client.enqueue_many("hold", [""] * 20), timeout=60)
+            path, second = tmp_path / "held", tmp_path / "second"
+            jobs = client.enqueue_many("hold", [str(path), str(second), ""])
             wait_until(path.exists, "the prediction runs")
             server.stop()
             path.with_name("held.go").touch()
+            second.with_name("second.go").touch()
             wait_until(lambda: "results not written" in worker.log, "the result has nowhere to go")
             server = serve()
-            assert job.wait(timeout=60) == str(path)
-            job.refresh()
-            assert own.hget(job.key, "attempts") == b"1"
+            assert client.wait_all(jobs, timeout=60) == [str(path), str(second), ""]
+            for job in jobs:
+                assert own.hget(job.key, "attempts") == b"1"
     finally:
         server.stop()
