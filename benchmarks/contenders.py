@@ -39,6 +39,11 @@ class Contender:
     leaves_out: frozenset[str] = frozenset()
 
     @property
+    def handed(self) -> int:
+        """How many jobs the server hands at once to a process that waits."""
+        return self.max_batch_size if self.is_ours else 1
+
+    @property
     def is_ours(self) -> bool:
         """Whether it is rq-models."""
         return self.module == "benchmarks.ours"

@@ -85,8 +85,8 @@ class Turn:
             if self.client.ask("enqueue", plan.jobs, "enqueue_many") is None:
                 self.client.ask("enqueue", plan.jobs)
             queued = int(self.ground.connection.execute_command(*self.contender.queued.split()))
-            # A worker that blocked was handed one of the first jobs, but has not seen it yet.
-            if queued < plan.jobs - self.contender.processes:
+            # A worker that blocked was handed the first job, or ours a batch, but has not seen it yet.
+            if queued < plan.jobs - self.contender.processes * self.contender.handed:
                 raise Failed(f"only {queued} of {plan.jobs} jobs are queued while the workers stand still")
             costs, cores, began = self._costs(), busy_seconds(), time.perf_counter()
         polls = 1
@@ -100,7 +100,7 @@ class Turn:
         worker, server, commands, reads, writes = (b - a for a, b in zip(costs, self._costs(), strict=True))
         self.client.ask("check")
         return {
-            "drain": plan.jobs / seconds,
+            "drain": queued / seconds,
             "worker_cpu": 1e6 * worker / plan.jobs,
             "server_cpu": 1e6 * server / plan.jobs,
             "busy": 100 * min(busy),

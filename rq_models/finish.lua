@@ -4,134 +4,164 @@
 -- KEYS  1 rq:wip zset, 2 rq:finished zset, 3 rq:failed zset, 4 queue list, 5 the worker's hash, 6 its set of executions,
 --       7 the model's counters
 -- ARGV  1 RQ's key prefix, 2 seconds to keep the counters, 3 worker name, 4 time now in whole seconds, 5 whether a job
---       with dependents is left alone, 6 how many runs; then for each run:
---       job id, execution id, 'finished' | 'failed' | 'retry' | 'retry_front', status, when it started and ended as RQ
---       writes it, seconds it took, seconds to keep it (-1: for ever), whether it depended on others, and three lists,
---       each after its length: further hash fields and values, those of the result entry, counters to raise by one
+--       with dependents is left alone, 6 how many forms, 7 how many runs.
+--       Then the forms, of which several runs can be: 'finished' | 'failed' | 'RPUSH' | 'LPUSH', the last two of which
+--       put the job back, status, when it was taken (in seconds), started and ended (as RQ writes it), ended (in
+--       seconds), seconds it took, seconds to keep it (-1: for ever), whether it depended on others, version of the model
+--       or '', and after its length a list of counters to raise by one.
+--       Then the runs: number of the form, job id, execution id, return value or '', text of the exception or '', and
+--       after its length a list of further hash fields and values.
 -- Returns for each run: 1 done; 0 given up meanwhile, by a recovery, a cancel or a deletion, so nothing was written;
 --       2 it has dependents: nothing was written, RQ's own method must finish it; 3 it could not be written whole.
-local prefix, worker, now, at = ARGV[1], ARGV[3], tonumber(ARGV[4]), 6
-local counts = {}
 
--- Before the first write: what raises for one run must be that run's own doing.
-local kinds = {'zset', 'zset', 'zset', 'list', 'hash', 'set', 'hash'}
-for n, key in ipairs(KEYS) do
-  local found = redis.call('TYPE', key)['ok']
-  if found ~= 'none' and found ~= kinds[n] then
-    return redis.error_reply('WRONGTYPE ' .. key .. ' holds a ' .. found .. ', not a ' .. kinds[n] .. '; delete it')
+local call, pcall = redis.call, redis.pcall
+local prefix, worker, now, at = ARGV[1], ARGV[3], tonumber(ARGV[4]), 8
+local job_prefix, results_prefix = prefix .. ':job:', prefix .. ':results:'
+local run_prefix, runs_prefix = prefix .. ':execution:', prefix .. ':executions:'
+
+-- Return the list that stands at `at` after its length, and go on behind it.
+local function list()
+  local from, found = at, {}
+  at = from + tonumber(ARGV[from]) + 1
+  for n = from + 1, at - 1 do
+    found[n - from] = ARGV[n]
+  end
+  return found
+end
+
+local forms = {}
+for n = 1, tonumber(ARGV[6]) do
+  local kind, status, taken, started, ended, ended_seconds, took, ttl, depends, version = unpack(ARGV, at, at + 9)
+  at = at + 10
+  forms[n] = {kind = kind, status = status, started = started, ended = ended, took = tonumber(took),
+    ttl = tonumber(ttl), depends = depends == '1', counters = list(), runs = 0,
+    entry = {'type', kind == 'finished' and '1' or '2', 'worker_name', worker, 'execution_started_at', taken,
+      'execution_ended_at', ended_seconds, unpack(version == '' and {} or {'model_version', version})}}
+end
+
+local runs, jobs, dependents, composites = {}, {}, {}, {}
+for n = 1, tonumber(ARGV[7]) do
+  local form, id, execution, value, exception = unpack(ARGV, at, at + 4)
+  at = at + 5
+  runs[n] = {form = forms[tonumber(form)], id = id, execution = execution, value = value, exception = exception,
+    further = list()}
+  jobs[n] = job_prefix .. id
+  dependents[n] = jobs[n] .. ':dependents'
+  composites[n] = id .. ':' .. execution
+end
+-- Asked of all at once: in the usual case none has dependents, and no job is gone.
+local some_have_dependents = ARGV[5] == '1' and call('EXISTS', unpack(dependents)) > 0
+local some_are_gone = call('EXISTS', unpack(jobs)) < #jobs
+local held = pcall('ZMSCORE', KEYS[1], unpack(composites))
+if held['err'] then
+  return redis.error_reply('WRONGTYPE ' .. KEYS[1] .. ' is no sorted set; delete it')
+end
+
+-- Write into a key in which each job has something; what stands there with another type is nobody's, and goes.
+local function write(command, key, ...)
+  if type(pcall(command, key, ...)) == 'table' then
+    call('DEL', key)
+    call(command, key, ...)
   end
 end
 
-local function take()
-  at = at + 1
-  return ARGV[at]
-end
-
-local function take_list()
-  local list = {}
-  for n = 1, tonumber(take()) do
-    list[n] = take()
+local done, closed, records = {}, {}, {}
+for n, run in ipairs(runs) do
+  if some_have_dependents and run.form.kind ~= 'RPUSH' and run.form.kind ~= 'LPUSH'
+      and call('EXISTS', dependents[n]) == 1 then
+    done[n] = 2
+  else
+    -- The fence: whoever removes this member owns the run's end.
+    done[n] = held[n] and 1 or 0
+    closed[#closed + 1] = composites[n]
+    records[#records + 1] = run_prefix .. composites[n]
+    if held[n] then
+      -- In the rare case that the job is run elsewhere, too, nobody misses that run in this list.
+      records[#records + 1] = runs_prefix .. run.id
+      run.form.runs = run.form.runs + 1
+      if some_are_gone and call('EXISTS', jobs[n]) == 0 then
+        -- Deleted while it ran: there is nothing left to finish.
+        done[n] = 0
+      end
+    else
+      pcall('ZREM', runs_prefix .. run.id, run.execution)
+    end
   end
-  return list
 end
-
-local function take_run()
-  local run = {id = take(), execution = take(), kind = take(), status = take(), started = take(), ended = take()}
-  run.seconds, run.ttl, run.depends = take(), tonumber(take()), take()
-  run.fields, run.entry, run.counters = take_list(), take_list(), take_list()
-  run.composite = run.id .. ':' .. run.execution
-  run.job = prefix .. ':job:' .. run.id
-  run.retry = run.kind == 'retry' or run.kind == 'retry_front'
-  return run
+if #closed > 0 then
+  -- Not refused by a server that is full, and after a script's first write nothing is: so what it was filled by, which
+  -- are results that nobody has fetched, can come to an end.
+  call('ZREM', KEYS[1], unpack(closed))
+  pcall('SREM', KEYS[6], unpack(closed))
+  call('DEL', unpack(records))
 end
 
 -- What goes into the shared keys is written once, at the end.
-local ended, records, finished = {}, {}, {}
-local numbers, seconds = {successful_job_count = 0, failed_job_count = 0}, 0
-
-local function close(run)
-  ended[#ended + 1] = run.composite
-  records[#records + 1] = prefix .. ':execution:' .. run.composite
-  redis.pcall('ZREM', prefix .. ':executions:' .. run.id, run.execution)
-end
-
-local function count(run)
-  local number = run.kind == 'finished' and 'successful_job_count' or 'failed_job_count'
-  numbers[number] = numbers[number] + 1
-  seconds = seconds + tonumber(run.seconds)
-  for _, name in ipairs(run.counters) do
-    counts[name] = (counts[name] or 0) + 1
-  end
-end
-
-local function write(run)
-  redis.call('HSET', run.job, 'status', run.status, 'started_at', run.started, 'ended_at', run.ended,
-    'last_heartbeat', run.ended, 'worker_name', worker, unpack(run.fields))
-  if run.retry then
-    redis.call(run.kind == 'retry' and 'RPUSH' or 'LPUSH', KEYS[4], run.id)
-    return
-  end
-  local results = prefix .. ':results:' .. run.id
-  if type(redis.pcall('XADD', results, 'MAXLEN', 10, '*', unpack(run.entry))) == 'table' then
-    redis.call('DEL', results)
-    redis.call('XADD', results, 'MAXLEN', 10, '*', unpack(run.entry))
-  end
-  if run.ttl == -1 then
-    redis.call('PERSIST', results)
-  else
-    redis.call('EXPIRE', results, run.ttl)
-    redis.call('EXPIRE', run.job, run.ttl)
-    if run.depends == '1' then
-      -- RQ's own spelling, with two colons.
-      redis.call('EXPIRE', prefix .. ':job::' .. run.id .. ':dependencies', run.ttl)
-    end
-  end
-  if run.kind == 'finished' then
-    finished[#finished + 1] = run.ttl == -1 and '+inf' or now + run.ttl
-    finished[#finished + 1] = run.id
-  else
-    -- Each registry marks "for ever" in its own way.
-    redis.call('ZADD', KEYS[3], run.ttl == -1 and -1 or now + run.ttl, run.id)
-  end
-end
-
-local done = {}
-for n = 1, tonumber(ARGV[6]) do
-  local run = take_run()
-  if ARGV[5] == '1' and not run.retry and redis.call('EXISTS', run.job .. ':dependents') == 1 then
-    done[n] = 2
-  -- The fence: whoever removes this member owns the run's end.
-  elseif redis.call('ZREM', KEYS[1], run.composite) == 0 then
-    close(run)
-    done[n] = 0
-  else
-    close(run)
-    count(run)
-    if redis.call('TYPE', run.job)['ok'] ~= 'hash' then
-      -- Deleted while it ran: there is nothing left to finish.
-      done[n] = 0
-    else
+local finished = {}
+for n, run in ipairs(runs) do
+  local form, job = run.form, jobs[n]
+  if done[n] == 1 then
+    local written = pcall('HSET', job, 'status', form.status, 'started_at', form.started, 'ended_at', form.ended,
+      'last_heartbeat', form.ended, unpack(run.further))
+    if type(written) == 'table' then
       -- Scripts don't roll back: one run that can't be written must not take the others' results with it.
-      done[n] = pcall(write, run) and 1 or 3
+      done[n] = 3
+    elseif form.kind == 'RPUSH' or form.kind == 'LPUSH' then
+      write(form.kind, KEYS[4], run.id)
+    else
+      local results, entry = results_prefix .. run.id, {unpack(form.entry)}
+      local last = #entry
+      entry[last + 1], entry[last + 2] = 'execution_id', run.execution
+      if run.value ~= '' then
+        entry[last + 3], entry[last + 4] = 'return_value', run.value
+        last = last + 2
+      end
+      if run.exception ~= '' then
+        entry[last + 3], entry[last + 4] = 'exc_string', run.exception
+      end
+      write('XADD', results, 'MAXLEN', 10, '*', unpack(entry))
+      if form.ttl == -1 then
+        call('PERSIST', results)
+      else
+        call('EXPIRE', results, form.ttl)
+        call('EXPIRE', job, form.ttl)
+        if form.depends then
+          -- RQ's own spelling, with two colons.
+          call('EXPIRE', prefix .. ':job::' .. run.id .. ':dependencies', form.ttl)
+        end
+      end
+      if form.kind == 'finished' then
+        finished[#finished + 1] = form.ttl == -1 and '+inf' or now + form.ttl
+        finished[#finished + 1] = run.id
+      else
+        -- Each registry marks "for ever" in its own way.
+        write('ZADD', KEYS[3], form.ttl == -1 and -1 or now + form.ttl, run.id)
+      end
     end
   end
-end
-if #ended > 0 then
-  redis.call('SREM', KEYS[6], unpack(ended))
-  redis.call('DEL', unpack(records))
 end
 if #finished > 0 then
-  redis.call('ZADD', KEYS[2], unpack(finished))
+  write('ZADD', KEYS[2], unpack(finished))
+end
+local counts, numbers, seconds = {batches = 1}, {}, 0
+for _, form in ipairs(forms) do
+  local number = form.kind == 'finished' and 'successful_job_count' or 'failed_job_count'
+  numbers[number] = (numbers[number] or 0) + form.runs
+  seconds = seconds + form.runs * form.took
+  for _, name in ipairs(form.counters) do
+    counts[name] = (counts[name] or 0) + form.runs
+  end
 end
 for name, number in pairs(numbers) do
   if number > 0 then
-    redis.pcall('HINCRBY', KEYS[5], name, number)
+    pcall('HINCRBY', KEYS[5], name, number)
   end
 end
-redis.pcall('HINCRBYFLOAT', KEYS[5], 'total_working_time', seconds)
+pcall('HINCRBYFLOAT', KEYS[5], 'total_working_time', seconds)
 for name, number in pairs(counts) do
-  redis.pcall('HINCRBY', KEYS[7], name, number)
+  if number > 0 then
+    pcall('HINCRBY', KEYS[7], name, number)
+  end
 end
-redis.pcall('HINCRBY', KEYS[7], 'batches', 1)
-redis.call('EXPIRE', KEYS[7], ARGV[2])
+pcall('EXPIRE', KEYS[7], ARGV[2])
 return done

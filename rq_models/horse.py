@@ -220,6 +220,8 @@ class Horse:
                 refusal = InvalidInput(f"the input can't be given to the model: {error}")
                 raise Interrupted(refusal, len(items)) from None
             answering = True
+            # Whatever else the asker has to do is done now, while the horse works.
+            self._next_beat = 0.0
             while left:
                 self.running = tuple(item.id for item in left) if together else (left[0].id,)
                 self._beat_if_due(beat)

@@ -60,20 +60,25 @@ def _predictor(name: str, class_path: str, nan: str) -> Callable[[Any], Any]:
     return predict
 
 
+_decode = json.JSONDecoder().decode
+
+
 def parse_data(raw: bytes) -> list[Any]:
     """Return what a job's data field holds: function name, instance, arguments, keyword arguments.
 
     Raises:
         ValueError: it is not JSON, compressed or not, of this form.
     """
-    # A foreign producer need not compress; RQ reads both, too.
-    with suppress(zlib.error):
-        reader = zlib.decompressobj()
-        raw = reader.decompress(raw, MAX_DATA)
-        if reader.unconsumed_tail:
-            raise ValueError(f"its data is more than {MAX_DATA} bytes")
+    # A producer need not compress; RQ reads both, too. What begins as the list it must be is not compressed.
+    if not raw.startswith(b"["):
+        with suppress(zlib.error):
+            reader = zlib.decompressobj()
+            raw = reader.decompress(raw, MAX_DATA)
+            if reader.unconsumed_tail:
+                raise ValueError(f"its data is more than {MAX_DATA} bytes")
     try:
-        data = json.loads(raw)
+        # What the server holds is UTF-8; `json.loads` would look for other encodings first.
+        data = _decode(raw.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"its data is not JSON: {error}") from None
     if not isinstance(data, list) or len(data) != 4:  # noqa: PLR2004 - the four above

@@ -17,15 +17,16 @@ from functools import cached_property, lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import RedisError
 from rq.defaults import RQ_KEY_PREFIX
 from rq.executions import Execution
 from rq.job import JobStatus
-from rq.results import Result
 from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now, parse_timeout, utcformat
 
 from rq_models.jobs import ModelJob
 from rq_models.registry import BUCKETS, CARD_TTL, counters_key
+from rq_models.script import Script
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +42,7 @@ _FINISH = _HERE.joinpath("finish.lua").read_text("utf-8")
 GIVEN_UP, DONE, HAS_DEPENDENTS, UNWRITABLE = 0, 1, 2, 3
 """What `Ledger.finish` says of each run."""
 _CLAIM_SECONDS = 3600
+_encode = json.JSONEncoder().encode
 _LARGEST = 10**9
 """Seconds; Redis refuses expiries that overflow, in the middle of a script."""
 _CALLBACKS = (b"success_callback_name", b"failure_callback_name", b"stopped_callback_name")
@@ -48,6 +50,20 @@ _CALLBACKS = (b"success_callback_name", b"failure_callback_name", b"stopped_call
 _ALWAYS = (*_CALLBACKS, b"group_id")
 # What only RQ's own methods know how to finish.
 _HANGING = (*_ALWAYS, b"webhooks", b"repeats_left", b"rate_limit_key")
+_FIELDS = (
+    b"data",
+    b"attempts",
+    *_HANGING,
+    b"timeout",
+    b"result_ttl",
+    b"failure_ttl",
+    b"retries_left",
+    b"retry_intervals",
+    b"enqueue_at_front_on_retry",
+    b"enqueued_at",
+    b"dependency_ids",
+)
+"""What is read of every job."""
 
 
 @dataclass(eq=False)
@@ -57,15 +73,16 @@ class Taken:
     Attributes:
         id: the job's.
         run: the execution's id.
-        fields: the job's hash as it was stored.
+        fields: of the job's hash as it was stored, `_FIELDS` of a plain job, and all of another.
         at: when it was taken.
         started_at, ended_at: of the prediction, with the rest of its batch.
         model_version: of the model that ran it.
+        is_plain: whether nothing hangs on this job but itself; its dependents only finish.lua can see.
     """
 
     id: str
     run: str
-    fields: dict[bytes, bytes]
+    fields: dict[bytes, bytes | None]
     at: datetime
     worker: str
     queue: str
@@ -73,6 +90,7 @@ class Taken:
     started_at: datetime = field(init=False)
     ended_at: datetime = field(init=False)
     model_version: str | None = None
+    is_plain: bool = True
 
     def __post_init__(self) -> None:
         self.started_at = self.ended_at = self.at
@@ -84,20 +102,7 @@ class Taken:
             ValueError: it is no number, or too large for one of seconds.
         """
         raw = self.fields.get(name)
-        if not raw:
-            return None
-        try:
-            number = int(parse_timeout(raw.decode()) or 0)
-        except Exception:  # noqa: BLE001 - RQ's TimeoutFormatError is no ValueError
-            raise ValueError(f"its {name.decode()} is {raw[:40]!r}, not a number") from None
-        if abs(number) > _LARGEST:
-            raise ValueError(f"its {name.decode()} is {raw[:40].decode()}, more than {_LARGEST}")
-        return number
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether nothing hangs on this job but itself; its dependents only the script can see."""
-        return not any(self.fields.get(name) for name in _HANGING)
+        return _number(raw, name) if raw else None
 
     @cached_property
     def execution(self) -> Execution:
@@ -111,9 +116,11 @@ class Taken:
         """The job, for RQ's own methods; of what can't be read, only the data is left."""
         job = ModelJob(self.id, connection=self.connection)
         try:
-            job.restore(self.fields)
+            job.restore(self.connection.hgetall(job.key) if self.is_plain else self.fields)
+        except RedisError:
+            raise
         except Exception:  # noqa: BLE001 - whatever stands in Redis, it is this job's failure only
-            job.data = self.fields.get(b"data", b"")
+            job.data = self.fields.get(b"data") or b""
         job.origin = self.queue
         job._status = JobStatus.STARTED  # noqa: SLF001 - the script has written it, as prepare_for_execution does
         job.started_at = job.last_heartbeat = self.at
@@ -153,17 +160,19 @@ class Ending:
         if self.put_back:
             return []
         taken = self.taken
-        succeeded = self.status == JobStatus.FINISHED
-        names = ["predictions" if succeeded else f"failures:{type(self.error).__name__}"]
-        try:
-            # RQ's own reader of its dates takes 20 µs.
-            waited = (taken.at - datetime.fromisoformat(taken.fields[b"enqueued_at"].decode())).total_seconds()
-            names.append(f"wait:{_bucket(waited)}")
-        except (KeyError, ValueError, TypeError):
-            # A foreign producer left it out, or wrote something else.
-            pass
-        names.append(f"model:{_bucket((taken.ended_at - taken.started_at).total_seconds())}")
-        return names
+        seconds = (taken.ended_at - taken.started_at).total_seconds()
+        return [self.counter, *self.waited, f"model:{_bucket(seconds)}"]
+
+    @property
+    def counter(self) -> str:
+        """Name of the counter of such ends."""
+        return "predictions" if self.status == JobStatus.FINISHED else f"failures:{type(self.error).__name__}"
+
+    @property
+    def waited(self) -> tuple[str, ...]:
+        """Name of the counter of jobs that waited as long, if it is known."""
+        queued = _instant(self.taken.fields.get(b"enqueued_at") or b"")
+        return (f"wait:{_bucket((self.taken.at - queued).total_seconds())}",) if queued else ()
 
 
 class Ledger:
@@ -182,8 +191,9 @@ class Ledger:
         self._worker = worker
         self._lease = lease
         self._runs = 0
-        self._take = connection.register_script(_TAKE)
-        self._finish = connection.register_script(_FINISH)
+        self._at = now()
+        self._take = Script(connection, _TAKE)
+        self._finish = Script(connection, _FINISH)
         self._list = queue.key
         self._worker_key = f"{RQ_KEY_PREFIX}:worker:{worker}"
         self._executions = f"{self._worker_key}:executions"
@@ -192,21 +202,21 @@ class Ledger:
         self._failed = f"{RQ_KEY_PREFIX}:failed:{queue.name}"
         self._counters = counters_key(queue.name)
 
-    def take(self, limit: int, max_bytes: int, ttl: int) -> list[Taken | str] | None:
-        """Move up to `limit` jobs from the front of the queue to ``started``; never wait for more than is there.
+    def ask_for_jobs(self, limit: int, max_bytes: int, ttl: int, wait: float = 0) -> None:
+        """Ask for up to `limit` jobs from the front of the queue, to be moved to ``started``; see `jobs`.
 
         Args:
             limit: how many at most.
             max_bytes: stop when the jobs taken hold as much data; the first is taken whatever its size.
             ttl: seconds that the records of these runs live without a heartbeat.
-
-        Returns:
-            the jobs, oldest first, with the bare id for an entry that had no job; None while RQ is suspended.
+            wait: seconds to wait for the first job; never for more than is there then.
         """
-        at = now()
-        reply = self._take(
-            keys=[self._list, self._wip, self._worker_key, self._executions, WORKERS_SUSPENDED],
-            args=[
+        self._at = at = now()
+        # Onto itself, left to left: a peek that moves nothing, so that a kill between waiting and taking loses nothing.
+        peek = ("BLMOVE", self._list, self._list, "LEFT", "LEFT", wait)
+        self._take.ask(
+            keys=(self._list, self._wip, self._worker_key, self._executions, WORKERS_SUSPENDED),
+            args=(
                 limit,
                 RQ_KEY_PREFIX,
                 self._worker,
@@ -216,31 +226,56 @@ class Ledger:
                 at.timestamp(),
                 ttl,
                 max_bytes,
-            ],
+                len(_HANGING),
+                *_FIELDS,
+            ),
+            after=peek if wait else (),
         )
+        self._runs += limit
+
+    def wait_for_jobs(self, seconds: float) -> None:
+        """Wait until `jobs` has an answer; this may be interrupted."""
+        self._take.wait(seconds)
+
+    def stop_waiting(self) -> None:
+        """Let `jobs` have an answer at once."""
+        self._take.unblock()
+
+    def jobs(self) -> list[Taken | str] | None:
+        """Return the jobs asked for, oldest first; bare ids of entries without a job; None while RQ is suspended."""
+        reply, at = self._take.answer(), self._at
         if reply is None:
             return None
-        self._runs += limit
         taken: list[Taken | str] = []
-        for raw_id, run, flat in reply:
-            job_id = raw_id.decode(errors="backslashreplace")
-            if run:
-                fields = dict(zip(flat[::2], flat[1::2], strict=True))
-                taken.append(Taken(job_id, run.decode(), fields, at, self._worker, self._queue, self.connection))
+        for entry in filter(None, reply):
+            job_id = entry[0].decode(errors="backslashreplace")
+            if entry[1]:
+                _, run, values, *whole = entry
+                fields = dict(zip(_FIELDS, values, strict=True))
+                one = Taken(job_id, run.decode(), fields, at, self._worker, self._queue, self.connection)
+                for flat in whole:
+                    one.fields |= zip(flat[::2], flat[1::2], strict=True)
+                    one.is_plain = False
+                taken.append(one)
             else:
                 taken.append(job_id)
         return taken
 
-    def finish(self, endings: Sequence[Ending], *, release: bool = True) -> list[int]:
-        """Close runs in one step and return for each `DONE`, `GIVEN_UP`, `HAS_DEPENDENTS` or `UNWRITABLE`.
+    def close(self, endings: Sequence[Ending], *, release: bool = True) -> None:
+        """Ask for runs to be closed in one step; see `closed`.
 
         Args:
             endings: of the runs.
             release: leave a job with dependents to RQ's own methods, which release them.
         """
-        arguments: list[Any] = [RQ_KEY_PREFIX, CARD_TTL, self._worker, int(time.time()), int(release), len(endings)]
+        forms: dict[tuple[Any, ...], int] = {}
+        runs: list[Any] = []
         for ending in endings:
-            arguments += _arguments(ending)
+            runs += (forms.setdefault(_form(ending), len(forms) + 1), *_run(ending))
+        arguments = [RQ_KEY_PREFIX, CARD_TTL, self._worker, int(time.time()), int(release), len(forms), len(endings)]
+        for form in forms:
+            arguments += _spelled(*form)
+        arguments += runs
         keys = [
             self._wip,
             self._finished,
@@ -250,7 +285,16 @@ class Ledger:
             self._executions,
             self._counters,
         ]
-        return self._finish(keys=keys, args=arguments)  # type: ignore[no-any-return]
+        self._finish.ask(keys, arguments)
+
+    def closed(self) -> list[int]:
+        """Return for each of the runs `DONE`, `GIVEN_UP`, `HAS_DEPENDENTS` or `UNWRITABLE`."""
+        return self._finish.answer()  # type: ignore[no-any-return]
+
+    def leave(self) -> None:
+        """Let go of the connections."""
+        self._take.close()
+        self._finish.close()
 
     def claim(self, taken: Taken) -> bool:
         """Return whether this run is still this worker's to finish, and keep it so while RQ's own methods finish it.
@@ -269,63 +313,83 @@ class Ledger:
             pipe.execute()
 
 
-def _arguments(ending: Ending) -> list[Any]:
-    """Return what finish.lua is told of one run, in its order."""
-    taken = ending.taken
-    started, ended = taken.started_at, taken.ended_at
-    fields: list[Any] = []
-    for name in _ALWAYS:
-        if name not in taken.fields:
-            fields += [name, ""]
-    entry: list[Any] = []
-    if ending.status == JobStatus.QUEUED:
+def _form(ending: Ending) -> tuple[Any, ...]:
+    """Return what many runs of a batch have in common."""
+    taken, status = ending.taken, ending.status
+    if status == JobStatus.FINISHED:
+        kind = "finished"
+    elif status == JobStatus.QUEUED:
         at_front = ending.put_back or taken.fields.get(b"enqueue_at_front_on_retry") == b"1"
-        kind = "retry_front" if at_front else "retry"
-        fields += ["enqueued_at", utcformat(now())]
-        if not ending.put_back:
-            fields += ["retries_left", (taken.number(b"retries_left") or 1) - 1]
+        kind = "LPUSH" if at_front else "RPUSH"
     else:
-        kind = "finished" if ending.status == JobStatus.FINISHED else "failed"
-        if kind == "failed":
-            fields += ["failure_ttl", ending.ttl]
-            exc_string = (ending.exc_string or "").encode(errors="replace")
-            entry += ["exc_string", base64.b64encode(zlib.compress(exc_string))]
-        # As `rq.results.Result.serialize`, with the version of the model.
-        result = Result.Type.SUCCESSFUL if kind == "finished" else Result.Type.FAILED
-        entry += ["type", result.value, "worker_name", taken.worker]
+        kind = "failed"
+    counters = () if ending.put_back else (ending.counter, *ending.waited)
+    depends = bool(taken.fields.get(b"dependency_ids"))
+    return kind, status, taken.at, taken.started_at, taken.ended_at, ending.ttl, depends, taken.model_version, counters
+
+
+def _spelled(  # noqa: PLR0913, PLR0917 - finish.lua's order
+    kind: str,
+    status: JobStatus,
+    at: datetime,
+    started: datetime,
+    ended: datetime,
+    ttl: int,
+    depends: bool,
+    version: str | None,
+    counters: tuple[str, ...],
+) -> list[Any]:
+    """Return a form as finish.lua is told it."""
+    seconds = (ended - started).total_seconds()
+    counters = (*counters, f"model:{_bucket(seconds)}") if counters else ()
+    times = (at.timestamp(), utcformat(started), utcformat(ended), ended.timestamp(), f"{seconds:.6f}")
+    return [kind, status.value, *times, ttl, int(depends), version or "", len(counters), *counters]
+
+
+def _run(ending: Ending) -> tuple[Any, ...]:
+    """Return what finish.lua is told of one run only."""
+    taken = ending.taken
+    further: list[Any] = []
+    for name in _ALWAYS:
+        if taken.fields.get(name) is None:
+            further += [name, ""]
+    exception = value = b""
+    if ending.status == JobStatus.QUEUED:
+        further += ["enqueued_at", utcformat(now())]
+        if not ending.put_back:
+            further += ["retries_left", (taken.number(b"retries_left") or 1) - 1]
+    else:
+        # As `rq.results.Result.serialize`.
         if ending.value is not None:
-            entry += ["return_value", base64.b64encode(json.dumps(ending.value).encode())]
-        entry += ["execution_id", taken.run, "execution_started_at", _timestamp(taken.at)]
-        entry += ["execution_ended_at", _timestamp(ended)]
-        if taken.model_version:
-            entry += ["model_version", taken.model_version]
-    counters = ending.counters()
-    return [
-        taken.id,
-        taken.run,
-        kind,
-        ending.status.value,
-        _text(started),
-        _text(ended),
-        f"{(ended - started).total_seconds():.6f}",
-        ending.ttl,
-        int(bool(taken.fields.get(b"dependency_ids"))),
-        len(fields),
-        *fields,
-        len(entry),
-        *entry,
-        len(counters),
-        *counters,
-    ]
+            value = base64.b64encode(_encode(ending.value).encode())
+        if ending.status != JobStatus.FINISHED:
+            further += ["failure_ttl", ending.ttl]
+            text = (ending.exc_string or "").encode(errors="replace")
+            exception = base64.b64encode(zlib.compress(text))
+    return taken.id, taken.run, value, exception, len(further), *further
 
 
-# All of a batch have the same times.
-_text = lru_cache(maxsize=8)(utcformat)
+# The jobs of a batch say the same of most things.
 
 
-@lru_cache(maxsize=8)
-def _timestamp(at: datetime) -> float:
-    return at.timestamp()
+@lru_cache(maxsize=256)
+def _number(raw: bytes, name: bytes) -> int:
+    try:
+        number = int(parse_timeout(raw.decode()) or 0)
+    except Exception:  # noqa: BLE001 - RQ's TimeoutFormatError is no ValueError
+        raise ValueError(f"its {name.decode()} is {raw[:40]!r}, not a number") from None
+    if abs(number) > _LARGEST:
+        raise ValueError(f"its {name.decode()} is {raw[:40].decode()}, more than {_LARGEST}")
+    return number
+
+
+@lru_cache(maxsize=256)
+def _instant(raw: bytes) -> datetime | None:
+    try:
+        instant = datetime.fromisoformat(raw.decode())  # RQ's own reader of its dates takes 20 µs
+    except ValueError:
+        return None  # a foreign producer left it out, or wrote something else
+    return instant if instant.tzinfo else None
 
 
 def _bucket(seconds: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -68,6 +69,8 @@ _SLICE = 0.01
 _PEEK = 5
 """Seconds that an idle worker waits for a job before it looks around."""
 _LONGEST_PAUSE = 10.0
+_LEASE_BYTES = 6
+"""Of chance in a lease's name, which each record of a run repeats several times."""
 _NO_REPLY = 10
 
 
@@ -87,10 +90,13 @@ class ModelWorker(Worker):
         for queue in self.queues:
             queue.serializer, queue.job_class = JSONSerializer, ModelJob
         self.settings = settings
-        self._lease_id = uuid.uuid4().hex
+        self._lease_id = secrets.token_hex(_LEASE_BYTES)
         self._in_hand: dict[str, Taken] = {}
         self._stopped: set[str] = set()
         self._ended: list[Ending] = []
+        self._unsettled: tuple[list[Ending], list[Ending]] = ([], [])
+        """Endings of which the server has been told, and those of which RQ's own methods will tell it."""
+        self._more_waits = False
         self._flushed = 0.0
         self._seconds_per_job = 1.0
         self._cold = False
@@ -183,34 +189,44 @@ class ModelWorker(Worker):
         except StopRequested:
             pass
         finally:
+            self._flush_until_written()
             self.teardown()
         return done > 0
 
     def _loop(self, burst: bool, max_jobs: int | None, max_idle_time: int | None) -> int:
         done, pause, idle_since = 0, 0.0, time.monotonic()
+        wait = 0 if burst else min(_PEEK, max_idle_time or _PEEK)
         while not self._stop_requested and (max_jobs is None or done < max_jobs):
             try:
                 self._maintain_if_due()
                 left = self.model.max_batch_size if max_jobs is None else max_jobs - done
-                ran = self.work_once(min(left, self._batch_size))
-                done += ran
-                if ran:
+                # What ends now may put jobs into the queue: retries, dependents.
+                ending = bool(self._ended)
+                ran = self.work_once(min(left, self._batch_size), wait)
+                done, pause = done + ran, 0.0
+                if ran or ending:
                     idle_since = time.monotonic()
                 elif burst or (max_idle_time is not None and time.monotonic() - idle_since >= max_idle_time):
                     break
-                else:
-                    self._wait_for_job(min(_PEEK, max_idle_time or _PEEK))
-                pause = 0.0
             except RedisError as error:
                 # Away, loading, full, read-only: what is queued is safe there, and waiting is all there is to do.
                 pause = min(pause * 2 or 0.1, _LONGEST_PAUSE)
-                self.log.error("Worker %s: Redis: %s; trying again in %.1f s", self.name, error, pause)
+                results = f"; {len(self._ended)} results not written" if self._ended else ""
+                self.log.error("Worker %s: Redis: %s%s; trying again in %.1f s", self.name, error, results, pause)
                 self._interruptible(time.sleep, pause)
         return done
 
-    def work_once(self, limit: int) -> int:
-        """Take up to `limit` jobs of what there is now, run them, and return how many; never wait for more."""
-        taken = self.take(limit)
+    def work_once(self, limit: int, wait: float = 0) -> int:
+        """Take up to `limit` jobs of what there is, run them, and return how many.
+
+        Their results are on the way when this returns, or go with the next call: `_flush_until_written` waits for them.
+
+        Args:
+            limit: how many at most.
+            wait: seconds to wait for the first, but never for more than is there then.
+        """
+        taken = self.take(limit, wait)
+        self._more_waits = len(taken) == limit
         if not taken:
             return 0
         began = self._flushed = time.monotonic()
@@ -226,9 +242,9 @@ class ModelWorker(Worker):
             self.log.exception("Worker %s: unexpected error", self.name)
             lost = JobLost(f"the worker failed unexpectedly: {type(error).__name__}: {error}")
             decided = {ending.taken.id for ending in self._ended}
-            self._ended += [self._failure(one, lost) for one in self._in_hand.values() if one.id not in decided]
+            undecided = [one for one in taken if one.id in self._in_hand and one.id not in decided]
+            self._ended += [self._failure(one, lost) for one in undecided]
         self._seconds_per_job = (time.monotonic() - began) / len(taken)
-        self._flush_until_written()
         return len(taken)
 
     @property
@@ -246,20 +262,14 @@ class ModelWorker(Worker):
 
     def _flush(self) -> None:
         """Finish what has ended so far."""
-        ended, self._ended, self._flushed = self._ended, [], time.monotonic()
-        try:
-            self.finish(ended)
-        except RedisError:
-            # Whoever waits for the server comes back to it; the fence makes a repetition harmless.
-            self._ended = ended
-            raise
-        for ending in ended:
-            self._in_hand.pop(ending.taken.id, None)
+        self._settle()
+        self.finish()
+        self._settle()
 
     def _flush_until_written(self) -> None:
         """Finish what has ended, however long the server is away: the answers are here and nowhere else."""
         pause = 0.0
-        while self._ended:
+        while self._ended or any(self._unsettled):
             try:
                 self._flush()
             except RedisError as error:
@@ -271,34 +281,51 @@ class ModelWorker(Worker):
 
     # -- take -------------------------------------------------------------------------------------------------------
 
-    def take(self, limit: int) -> list[Taken]:
-        """Move what waits, up to a batch, from the queue to ``started`` and return it, oldest first."""
+    def take(self, limit: int, wait: float) -> list[Taken]:
+        """Move what waits, up to a batch, from the queue to ``started`` and return it, oldest first.
+
+        The results of the batch before are on their way meanwhile. Where more jobs wait, the server first finds those,
+        and writes the results while the horse is busy with them already.
+        """
         self._heartbeat_if_due()
-        taken: list[Taken] = []
-        while not taken:
-            entries = self.ledger.take(limit, self.model.max_batch_bytes, self._run_ttl)
-            if entries is None:
-                self._wait_while_suspended()
-                return []
-            for entry in entries:
-                if isinstance(entry, str):
-                    self.log.warning("Worker %s: queue entry %.100s has no job, dropped", self.name, entry)
-                else:
-                    taken.append(entry)
-            if not entries:
-                break
+        wait = 0 if self._more_waits else wait
+        if wait and self.model.max_wait_ms:
+            self.finish()
+            self._wait_for_company(wait)
+            wait = 0
+        if not self._more_waits:
+            self.finish()
+        self.ledger.ask_for_jobs(limit, self.model.max_batch_bytes, self._run_ttl, wait)
+        if self._more_waits:
+            with suppress(RedisError):
+                # They stay here, and go with the next ones.
+                self.finish()
+        else:
+            self._settle()
+        if wait:
+            try:
+                self._interruptible(self.ledger.wait_for_jobs, wait)
+            except StopRequested:
+                # What is taken at this very moment is still run.
+                self.ledger.stop_waiting()
+        entries = self.ledger.jobs()
+        taken = [entry for entry in entries or () if isinstance(entry, Taken)]
+        for entry in entries or ():
+            if isinstance(entry, str):
+                self.log.warning("Worker %s: queue entry %.100s has no job, dropped", self.name, entry)
+        if not taken:
+            self._settle()
+        if entries is None:
+            self._wait_while_suspended()
         self._stopped.clear()
-        self._in_hand = {one.id: one for one in taken}
-        self._state = WorkerStatus.BUSY if taken else WorkerStatus.IDLE
+        self._in_hand |= {one.id: one for one in taken}
+        self._state = WorkerStatus.BUSY if taken else self._state if entries is None else WorkerStatus.IDLE
         return taken
 
-    def _wait_for_job(self, seconds: float) -> None:
-        """Block until the queue holds a job; it stays where it is."""
-        client = self.ledger.connection
-        # Onto itself, left to left: a peek that moves nothing, so that a kill between waiting and taking loses nothing.
-        waiting = self._interruptible(client.blmove, self.queue.key, self.queue.key, seconds, "LEFT", "LEFT")
-        if waiting is not None and self.model.max_wait_ms:
-            # The configuration asks to wait for company.
+    def _wait_for_company(self, seconds: float) -> None:
+        """Wait for a job, and then, as the configuration asks, for others to join it."""
+        queue = self.queue.key
+        if self._interruptible(self.ledger.connection.blmove, queue, queue, seconds, "LEFT", "LEFT") is not None:
             self._interruptible(time.sleep, self.model.max_wait_ms / 1000)
 
     def _wait_while_suspended(self) -> None:
@@ -357,7 +384,7 @@ class ModelWorker(Worker):
                         "does not list"
                     )
         try:
-            name, instance, args, kwargs = parse_data(taken.fields.get(b"data", b""))
+            name, instance, args, kwargs = parse_data(taken.fields.get(b"data") or b"")
             timeout = taken.number(b"timeout") or self.model.job_timeout
             for limit in (b"result_ttl", b"failure_ttl", b"retries_left"):
                 taken.number(limit)
@@ -413,23 +440,41 @@ class ModelWorker(Worker):
 
     # -- finish -----------------------------------------------------------------------------------------------------
 
-    def finish(self, endings: list[Ending]) -> None:
-        """Record how these runs end: the plain ones in one step, the others by RQ's own methods."""
-        plain = [ending for ending in endings if self._is_plain(ending)]
-        others = [ending for ending in endings if not self._is_plain(ending)]
-        for ending, answer in zip(plain, self.ledger.finish(plain) if plain else [], strict=True):
-            if answer == HAS_DEPENDENTS:
-                others.append(ending)
-            elif answer == GIVEN_UP:
-                self.log.warning("Worker %s: job %s was given up meanwhile", self.name, ending.taken.id)
-            elif answer == UNWRITABLE:
-                self.log.error("Worker %s: job %s could not be finished whole", self.name, ending.taken.id)
-        for ending in others:
-            self._finish_by_rq(ending)
+    def finish(self) -> None:
+        """Ask the server to record how these runs have ended; `_settle` hears what it says."""
+        if not self._ended:
+            return
+        self._settle()
+        plain = [ending for ending in self._ended if self._is_plain(ending)]
+        others = [ending for ending in self._ended if not self._is_plain(ending)]
+        if plain:
+            self.ledger.close(plain)
+        self._unsettled, self._ended, self._flushed = (plain, others), [], time.monotonic()
+
+    def _settle(self) -> None:
+        """Hear what became of the runs that were to be recorded; those that are no plain ones RQ records now."""
+        (plain, others), self._unsettled = self._unsettled, ([], [])
+        try:
+            for ending, answer in zip(plain, self.ledger.closed() if plain else (), strict=True):
+                if answer == HAS_DEPENDENTS:
+                    others.append(ending)
+                elif answer == GIVEN_UP:
+                    self.log.warning("Worker %s: job %s was given up meanwhile", self.name, ending.taken.id)
+                elif answer == UNWRITABLE:
+                    self.log.error("Worker %s: job %s could not be finished whole", self.name, ending.taken.id)
+            for ending in others:
+                self._finish_by_rq(ending)
+        except RedisError:
+            # Whoever waits for the server comes back to it; the fence makes a repetition harmless.
+            self._ended = [*plain, *(ending for ending in others if ending not in plain), *self._ended]
+            raise
+        for ending in (*plain, *others):
+            if self._in_hand.get(ending.taken.id) is ending.taken:
+                del self._in_hand[ending.taken.id]
 
     def _is_plain(self, ending: Ending) -> bool:
         if ending.status == JobStatus.QUEUED:
-            intervals = ending.taken.fields.get(b"retry_intervals", b"")
+            intervals = ending.taken.fields.get(b"retry_intervals") or b""
             # Retries that wait go through RQ's scheduled registry.
             return ending.taken.is_plain and intervals.strip(b"[0, ]") == b""
         # A job that is not kept at all is deleted with all its traces.
@@ -457,7 +502,8 @@ class ModelWorker(Worker):
                     return
                 # A dependent that RQ can't read, say: no reason to lose a good result.
                 self.log.exception("Worker %s: job %s finished without its dependents", self.name, job.id)
-                self.ledger.finish([ending], release=False)
+                self.ledger.close([ending], release=False)
+                self.ledger.closed()
             return
         job.failure_ttl, job.error, job.may_retry = ending.ttl, ending.value, ending.status == JobStatus.QUEUED
         if ending.status == JobStatus.STOPPED:
@@ -483,8 +529,7 @@ class ModelWorker(Worker):
             # Loading for nobody.
             raise StopRequested
         try:
-            if self._ended:
-                self._flush()
+            self._flush()
             if not self._in_hand:
                 self._heartbeat_if_due()
             elif time.monotonic() >= self._next_heartbeat:
@@ -624,6 +669,7 @@ class ModelWorker(Worker):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.stable.drop()
         self.lease.release()
+        self.ledger.leave()
         try:
             super().teardown()
         except RedisError as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
-from typing import Any, Dict, Iterable, Iterator, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, Sequence, Tuple, Union
 
 MAX_DEPTH = 200
 """Levels of nesting at most; JSON readers, Python's among them, give up at about a thousand."""
@@ -91,20 +92,28 @@ def _convert(value: Any, null: bool, depth: int) -> Any:  # noqa: PLR0911 - one 
 
 def _plain(value: Any) -> Any:
     """Return a value of one of the plain types, at its top level."""
-    if isinstance(value, enum.Enum):
-        return value.value
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if dataclasses.is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
-    if hasattr(value, "__fields__"):  # pydantic 1
-        return json.loads(value.json())
+    kind: Any = type(value)
+    return _opener(kind)(value)
+
+
+@functools.lru_cache(maxsize=256)
+def _opener(cls: Any) -> Callable[[Any], Any]:
+    """Return what makes a plain value of one of this class; asking a pydantic object what it has takes microseconds."""
+    if issubclass(cls, enum.Enum):
+        return lambda value: value.value
+    if hasattr(cls, "tolist"):
+        return lambda value: value.tolist()
+    if dataclasses.is_dataclass(cls):
+        names = [field.name for field in dataclasses.fields(cls)]
+        return lambda value: {name: getattr(value, name) for name in names}
+    if hasattr(cls, "model_dump"):
+        return lambda value: value.model_dump(mode="json")
+    if hasattr(cls, "__fields__"):  # pydantic 1
+        return lambda value: json.loads(value.json())
     for kind in _BASES:
-        if isinstance(value, kind):
-            return kind(value)
-    raise OutputError(f"{type(value).__name__} is not JSON")
+        if issubclass(cls, kind):
+            return kind  # type: ignore[no-any-return]
+    raise OutputError(f"{cls.__name__} is not JSON")
 
 
 def _object(value: Dict[Any, Any], null: bool, depth: int) -> Dict[str, Any]:

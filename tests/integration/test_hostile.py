@@ -125,7 +125,7 @@ def test_a_shared_key_of_another_type_loses_nothing(project, start_worker, clien
     connection.set("rq:wip:echo", "nonsense")
     jobs = client.enqueue_many("echo", [1, 2, 3])
     worker = start_worker(project, "echo")
-    wait_until(lambda: "rq:wip:echo holds a string" in worker.log, "the worker says what is wrong")
+    wait_until(lambda: "rq:wip:echo is no sorted set" in worker.log, "the worker says what is wrong")
     assert connection.llen("rq:queue:echo") == 3
     connection.delete("rq:wip:echo")
     assert client.wait_all(jobs, timeout=60) == [1, 2, 3]
