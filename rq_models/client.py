@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import itertools
 import os
 import time
 import uuid
@@ -161,15 +160,17 @@ class Client:
         Args:
             model: its configured name.
             data: the input: JSON-able, or numpy, a dataclass or a pydantic object.
-            options: RQ's own, by RQ's names; `job_id` among them.
+            options: RQ's own, by RQ's names; `job_id` among them. An id that exists is not enqueued again, whatever
+                became of it: that job is returned.
 
         Raises:
             UnknownModel, NoWorker, InvalidInput: said before anything is queued.
+            InvalidJob: the id is another model's job's.
             TypeError: there is no such option.
         """
         (job,) = jobs = self._prepare(model, [data], options, many=False)
-        self._submit(jobs, options)
-        return job
+        known = self._submit(jobs, options)
+        return self.job(job.id) if known and "job_id" in options else job
 
     def enqueue_many(self, model: str, rows: Iterable[Any], **options: Unpack[ManyOptions]) -> list[ClientJob]:
         """Enqueue a prediction for each row, all of them or, if one is refused, none; see `enqueue`."""
@@ -307,46 +308,61 @@ class Client:
         job.client, job.since = self, BEGINNING
         return job
 
-    def _submit(self, jobs: list[ClientJob], options: ManyOptions, wait: Wait | None = None) -> None:
-        at_front = bool(options.get("at_front"))
-        # The first of them comes to stand at the front last.
-        jobs = jobs[::-1] if at_front else jobs
+    def _submit(self, jobs: list[ClientJob], options: ManyOptions, wait: Wait | None = None) -> int:
+        """Enqueue jobs, and return how many were there already."""
+        known = 0
         if options.get("depends_on"):
             for job in jobs:
                 # RQ watches the others, which takes several round trips.
-                self._known[job.origin].queue.enqueue_job(job, at_front=at_front)
-        else:
-            push = "LPUSH" if at_front else "RPUSH"
-            while jobs:
-                sizes = itertools.accumulate(len(job.data) for job in jobs[:PER_SCRIPT])
-                fitting = max(1, sum(size <= BYTES_PER_SCRIPT for size in sizes))
-                self._push(jobs[:fitting], push, given_id="job_id" in options, wait=wait)
-                jobs = jobs[fitting:]
+                self._known[job.origin].queue.enqueue_job(job, at_front=bool(options.get("at_front")))
+        for command in self._commands(jobs, options):
+            with self.connection.pipeline(transaction=False) as pipe:
+                pipe.execute_command(*command)
+                if wait is not None:
+                    self._waiter.knock(pipe)
+                known += pipe.execute()[0]
+        if known and "job_id" in options:
+            (job,) = jobs
+            origin = self.job(job.id).origin
+            if origin != job.origin:
+                raise InvalidJob(f"job id {job.id!r} is in use by a job of {origin}; choose another", job_id=job.id)
         if wait is not None:
             self._waiter.queued(wait)
+        return known
 
-    def _push(self, jobs: list[ClientJob], push: str, *, given_id: bool, wait: Wait | None) -> None:
-        """Enqueue jobs that differ in their id and input only; see enqueue.lua."""
+    def _commands(self, jobs: list[ClientJob], options: ManyOptions) -> list[list[Any]]:
+        """Return what enqueues jobs that differ in their id and input only; see enqueue.lua."""
+        commands: list[list[Any]] = []
+        if not jobs or options.get("depends_on"):
+            return commands
         first = jobs[0]
-        shared = first.to_dict()
+        room = longest = 0
+        bare = copy.copy(first)
+        bare._data = b""  # noqa: SLF001 - RQ compresses it, for nothing
+        shared = bare.to_dict()
         del shared["data"]
         flat = [part for pair in shared.items() for part in pair]
-        arguments: list[Any] = [RQ_KEY_PREFIX, push, first.ttl or 0, int(given_id), len(flat), *flat]
-        for job in jobs:
+        push = "LPUSH" if options.get("at_front") else "RPUSH"
+        keys = (Queue.redis_queue_namespace_prefix + first.origin, Queue.redis_queues_keys)
+        # The first of them comes to stand at the front last.
+        for job in reversed(jobs) if push == "LPUSH" else jobs:
             # RQ reads both; for a small input, compressing takes longer than it saves.
-            arguments += [job.id, job.data if len(job.data) < _WORTH_COMPRESSING else zlib.compress(job.data)]
-        with self.connection.pipeline(transaction=False) as pipe:
-            keys = (Queue.redis_queue_namespace_prefix + first.origin, Queue.redis_queues_keys)
-            pipe.eval(_ENQUEUE, len(keys), *keys, *arguments)
-            if wait is not None:
-                self._waiter.knock(pipe)
-            pipe.execute()
+            data = job.data if len(job.data) < _WORTH_COMPRESSING else zlib.compress(job.data)
+            if room < len(data) or len(commands[-1]) >= longest:
+                commands.append(["EVAL", _ENQUEUE, 2, *keys, RQ_KEY_PREFIX, push, first.ttl or 0, len(flat), *flat])
+                room, longest = BYTES_PER_SCRIPT, len(commands[-1]) + 2 * PER_SCRIPT
+            commands[-1] += (job.id, data)
+            room -= len(data)
+        return commands
 
     def _predict(self, jobs: list[ClientJob], timeout: float | None, options: ManyOptions) -> list[Any]:
-        # It joins first, so that one pipeline both enqueues and calls whoever reads.
+        # It joins first, so that what enqueues also reads, or calls whoever reads.
         with self._watch(jobs, timeout, queued=False) as wait:
             try:
-                self._submit(jobs, options, wait)
+                commands = self._commands(jobs, options)
+                alone = len(commands) == 1 and "job_id" not in options
+                if not alone or not self._waiter.enqueue(wait, commands[0]):
+                    self._submit(jobs, options, wait)
                 return self._collect(wait)
             except BaseException:
                 self._give_up(wait)

@@ -19,7 +19,8 @@ from rq_models.registry import Card, Serving, publish_card, renew_lease
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rq_models.client import ClientJob
+    from rq_models.client import ClientJob, ManyOptions
+    from rq_models.waiting import Wait
 
 _FOREVER = 1e9
 
@@ -49,9 +50,17 @@ class InProcessClient(Client):
             serving = Serving(f"in-process-{name}", "in-process", "localhost", 0, state="warm")
             renew_lease(self.connection, name, serving, _FOREVER)
 
-    def _submit(self, jobs: list[ClientJob], *args: Any) -> None:
-        super()._submit(jobs, *args)
+    def _submit(self, jobs: list[ClientJob], options: ManyOptions, wait: Wait | None = None) -> int:
+        known = super()._submit(jobs, options, wait)
         self._work()
+        for job in jobs:
+            # It has ended: whoever waits need but look.
+            job.since = None
+        return known
+
+    def _predict(self, jobs: list[ClientJob], timeout: float | None, options: ManyOptions) -> list[Any]:
+        self._submit(jobs, options)
+        return self.wait_all(jobs, timeout)
 
     def _work(self) -> None:
         """Run whatever is queued, and what that releases."""

@@ -25,8 +25,8 @@ from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now, parse_timeout, utcformat
 
 from rq_models.jobs import ModelJob
+from rq_models.line import Script
 from rq_models.registry import BUCKETS, CARD_TTL, counters_key
-from rq_models.script import Script
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -214,7 +214,7 @@ class Ledger:
         self._at = at = now()
         # Onto itself, left to left: a peek that moves nothing, so that a kill between waiting and taking loses nothing.
         peek = ("BLMOVE", self._list, self._list, "LEFT", "LEFT", wait)
-        self._take.ask(
+        self._take.call(
             keys=(self._list, self._wip, self._worker_key, self._executions, WORKERS_SUSPENDED),
             args=(
                 limit,
@@ -243,7 +243,7 @@ class Ledger:
 
     def jobs(self) -> list[Taken | str] | None:
         """Return the jobs asked for, oldest first; bare ids of entries without a job; None while RQ is suspended."""
-        reply, at = self._take.answer(), self._at
+        reply, at = self._take.result(), self._at
         if reply is None:
             return None
         taken: list[Taken | str] = []
@@ -285,11 +285,11 @@ class Ledger:
             self._executions,
             self._counters,
         ]
-        self._finish.ask(keys, arguments)
+        self._finish.call(keys, arguments)
 
     def closed(self) -> list[int]:
         """Return for each of the runs `DONE`, `GIVEN_UP`, `HAS_DEPENDENTS` or `UNWRITABLE`."""
-        return self._finish.answer()  # type: ignore[no-any-return]
+        return self._finish.result()  # type: ignore[no-any-return]
 
     def leave(self) -> None:
         """Let go of the connections."""

@@ -28,11 +28,12 @@ from rq.connections import get_connection_kwargs
 from rq.job import Job
 
 from rq_models.errors import RqModelsError
+from rq_models.line import Line
 from rq_models.registry import PREFIX
 from rq_models.results import RESULTS, RETRIED, SUCCESS, Ended, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from rq_models.client import ClientJob
 
@@ -129,9 +130,10 @@ class Waiter:
         self._connection = connection
         kwargs = get_connection_kwargs(connection)
         # Blocking reads outlive the pool's timeout; and they are repeated here, as long as anybody waits.
-        kwargs.update(socket_timeout=LOOK_EVERY + STALL, max_connections=1, retry=Retry(NoBackoff(), 0))
+        kwargs.update(socket_timeout=LOOK_EVERY + STALL, max_connections=2, retry=Retry(NoBackoff(), 0))
         kwargs.update(retry_on_error=[], retry_on_timeout=False, protocol=2)
         self._reader = Redis.from_pool(ConnectionPool(connection.connection_pool.connection_class, **kwargs))
+        self._line = Line(self._reader)
         self._leader: object = None
         self._followers: dict[Wait, None] = {}
         self.unheard = False
@@ -178,8 +180,28 @@ class Waiter:
             self._closed = True
             self.unheard = self.reading
             if self._leader is None:
-                self._reader.close()
+                self._hang_up()
         self.call()
+
+    def enqueue(self, wait: Wait, command: list[Any]) -> bool:
+        """If nobody reads, send what enqueues the wait's jobs together with a read of theirs, and return whether.
+
+        Raises:
+            RedisError: the server refuses it.
+        """
+        with self._lock:
+            if self._leader is not None or self._urgent or self._closed:
+                return False
+            self._leader = wait
+        try:
+            self._turn(wait.deadline - time.monotonic(), wait, command)
+        except UNREACHABLE:
+            # Whether they are queued nobody knows; to enqueue them again does no harm.
+            return False
+        else:
+            return True
+        finally:
+            self._step_down(wait)
 
     def next(self, wait: Wait) -> list[ClientJob]:
         """Block until some of the wait's jobs have ended, and return them; or none, if its time is over."""
@@ -279,13 +301,20 @@ class Waiter:
                 for follower in itertools.islice(self._followers, 1):
                     follower.woken.set()
                 if self._closed:
-                    self._reader.close()
+                    self._hang_up()
 
-    def _turn(self, limit: float) -> None:
-        """Look or read once, and deliver what was found; a server that is away costs a pause."""
+    def _hang_up(self) -> None:
+        self._line.close()
+        self._reader.close()
+
+    def _turn(self, limit: float, wait: Wait | None = None, command: Sequence[Any] = ()) -> None:
+        """Look or read once, and deliver what was found; a server that is away costs a pause.
+
+        A command, which enqueues a wait's jobs, goes ahead of the read in the same round trip; its error is raised.
+        """
         try:
             with self._lock:
-                job_ids = self._due()
+                job_ids = [] if command else self._due()
                 self.reading, self.unheard = not job_ids, False
                 streams: dict[Any, Any] = {self._wake_key: self._woken}
                 for job_id, watch in itertools.islice(self.watches.items(), WINDOW):
@@ -297,18 +326,31 @@ class Waiter:
                 with self._lock:
                     self._looked(seen)
             else:
-                # In whole milliseconds, of which 0 would be for ever.
-                reply = self._reader.xread(streams, block=max(1, int(1000 * seconds)))
-                with self._lock:
-                    self._read(reply)
+                self._read(streams, seconds, wait, command)
             self.pause = FIRST_PAUSE
-        except FATAL:
-            raise
-        except UNREACHABLE:
+        except UNREACHABLE as error:
+            if command or isinstance(error, FATAL):
+                raise
             time.sleep(min(self.pause, limit))
             self.pause = min(2 * self.pause, LONGEST_PAUSE)
         finally:
             self.reading = False
+
+    def _read(self, streams: dict[Any, Any], seconds: float, wait: Wait | None, command: Sequence[Any]) -> None:
+        # In whole milliseconds, of which 0 would be for ever.
+        read = ("XREAD", "BLOCK", max(1, int(1000 * seconds)), "STREAMS", *streams, *streams.values())
+        self._line.ask(*([command, read] if command else [read]))
+        if wait is not None:
+            try:
+                self._line.answer()
+            except BaseException:
+                # The read goes on, for nobody.
+                self._line.close()
+                raise
+            self.queued(wait)
+        reply = self._line.answer()
+        with self._lock:
+            self._found(reply)
 
     def _due(self) -> list[str]:
         """Return the jobs to look at now, if any."""
@@ -334,7 +376,7 @@ class Waiter:
                 # To the back, so that what does not end leaves the window to what may have ended long ago.
                 self.watches[job_id] = self.watches.pop(job_id)
 
-    def _read(self, reply: Any) -> None:
+    def _found(self, reply: Any) -> None:
         for key, entries in reply or ():
             name, latest = key.decode(), entries[-1][0]
             if name == self._wake_key:
@@ -345,7 +387,7 @@ class Waiter:
             if watch is None:
                 continue
             watch.since = latest
-            final = [entry for _, entry in entries if entry.get(b"type") != RETRIED]
+            final = [entry for entry in map(_fields, entries) if entry.get(b"type") != RETRIED]
             if final and final[-1].get(b"type") == SUCCESS:
                 self._end(job_id, Ended("result", final[-1]))
             elif final:
@@ -359,6 +401,11 @@ class Waiter:
     def _forget(self, job_id: str) -> _Watch:
         self._urgent.pop(job_id, None)
         return self.watches.pop(job_id)
+
+
+def _fields(entry: Any) -> dict[bytes, bytes]:
+    _, flat = entry
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def look(connection: Redis, job_ids: Iterable[str]) -> list[tuple[str, Any, Any]]:

