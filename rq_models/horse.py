@@ -343,6 +343,9 @@ class Horse:
                     if not (isinstance(answer, dict) and "op" in answer):
                         raise frames.FrameError(f"unexpected answer {answer!r:.80}")
                     self._answers.append(answer)
+                if self._answers and len(data) < _CHUNK:
+                    # What else there is can wait until it is asked for.
+                    return
             raise ConnectionResetError
 
     def _crash(self) -> ModelCrashed:

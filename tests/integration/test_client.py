@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from conftest import wait_until
 from played_worker import SCHEMA, PlayedWorker, counting
 from pydantic import BaseModel
 from redis import Redis

@@ -306,6 +306,31 @@ def test_a_good_input_costs_little():
     assert (time.process_time() - began) / 100 < 0.01
 
 
+def test_what_plainly_fits_is_not_given_to_the_library(monkeypatch):
+    class Row(pydantic.BaseModel):
+        name: str
+        size: Annotated[float, pydantic.Field(gt=0, le=10)]
+        pixels: list[list[int]]
+        tags: list[Any]
+
+    row = {"name": "x", "size": 10, "pixels": [[1, 2]] * 100, "tags": [None, "y"]}
+    wrong = [
+        row | {"size": 10.5},
+        row | {"size": 0},
+        row | {"pixels": [["x"]]},
+        row | {"name": []},
+        {"name": "x"},
+        [row],
+    ]
+    check = InputCheck(Row.model_json_schema())
+    for data in wrong:
+        with pytest.raises(InvalidInput):
+            check.require(data)
+    del check.__dict__["_validator"]
+    monkeypatch.setattr(InputCheck, "_validator", None)
+    check.require(row)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
