@@ -97,7 +97,9 @@ _CLASSES = {
     "array": (list,),
     "object": (dict,),
 }
-_ANNOTATIONS = {"title", "description", "default", "examples", "format", "required", "additionalProperties", "$defs"}
+_RULES = {"$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "enum", "const", "items", "prefixItems", "minItems"}
+_RULES |= {"properties", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+"""What `_lenient` checks beside the type, and the names of the fields."""
 
 
 def _fits(schema: Any, data: Any) -> bool:
@@ -108,7 +110,7 @@ def _fits(schema: Any, data: Any) -> bool:
     kind = schema.get("type") if isinstance(schema, dict) else None
     if not isinstance(kind, str) or type(data) not in _CLASSES.get(kind, ()):
         return False
-    rules = schema.keys() - _ANNOTATIONS - {"type"}
+    rules = schema.keys() & _RULES
     match kind:
         case "array":
             return rules <= {"items"} and ("items" not in rules or all(_fits(schema["items"], one) for one in data))

@@ -339,7 +339,7 @@ class Waiter:
     def _read(self, streams: dict[Any, Any], seconds: float, wait: Wait | None, command: Sequence[Any]) -> None:
         # In whole milliseconds, of which 0 would be for ever.
         read = ("XREAD", "BLOCK", max(1, int(1000 * seconds)), "STREAMS", *streams, *streams.values())
-        self._line.ask(*([command, read] if command else [read]))
+        self._line.ask(*([tuple(command), read] if command else [read]))
         if wait is not None:
             try:
                 self._line.answer()
