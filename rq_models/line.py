@@ -30,7 +30,7 @@ class Line:
         self.client = client
         self._connection: Any = None
         self._number = 0
-        self._expected = 0
+        self.expected = 0
         """Answers that are to come."""
 
     def ask(self, *commands: tuple[Any, ...]) -> None:
@@ -39,7 +39,7 @@ class Line:
         Raises:
             RedisError: the server is away.
         """
-        if self._expected:
+        if self.expected:
             # Whoever asked the last time did not stay for the answers.
             self.close()
         if self._connection is None:
@@ -50,7 +50,7 @@ class Line:
                 self._number = self._connection.read_response()
         # redis-py's own way around this function looks at each argument twice, which takes longer than all the rest.
         packed = b"".join(map(pack_command, commands))
-        self._expected = len(commands)
+        self.expected = len(commands)
         try:
             self._connection.send_packed_command([packed], check_health=False)
         except BaseException:
@@ -72,7 +72,7 @@ class Line:
         Raises:
             RedisError: the command's own, or the server is away: then nobody knows whether it was carried out.
         """
-        self._expected -= 1
+        self.expected -= 1
         try:
             return self._connection.read_response()
         except ResponseError:
@@ -83,7 +83,7 @@ class Line:
 
     def close(self) -> None:
         """Let go of the connection; `ask` makes another."""
-        connection, self._connection, self._expected = self._connection, None, 0
+        connection, self._connection, self.expected = self._connection, None, 0
         if connection is not None:
             connection.disconnect()
             self.client.connection_pool.release(connection)
@@ -111,7 +111,7 @@ class Script(Line):
 
     def result(self) -> Any:
         """Wait for what the script returns, and return it; raise what `answer` does."""
-        if self._expected > 1:
+        if self.expected > 1:
             # If it is an error, the script will have met the same.
             with suppress(ResponseError):
                 self.answer()

@@ -4,21 +4,15 @@
 -- KEYS  1 queue list, 2 rq:wip zset, 3 the worker's hash, 4 the worker's set of executions, 5 rq:suspended
 -- ARGV  1 how many at most, 2 RQ's key prefix, 3 worker name, 4 lease, 5 number of the first execution,
 --       6 time now as RQ writes it, 7 time now in seconds, 8 seconds that the execution records live,
---       9 bytes of job data after which no more are taken, 10 how many of the fields that follow tell that a job is not
---       a plain one; then the names of the fields to read, `data` and `attempts` first, those ones next
--- Returns a list of {job id, execution id, values of the fields, and of a job that is not plain its whole hash}, or of
--- {job id, ''} where there was no such job; false when suspended.
+--       9 bytes of job data after which no more are taken
+-- Returns a list of {job id, execution id, values of the fields read, and of a job that is not plain its whole hash}, or
+-- of {job id, ''} where there was no such job; false when suspended.
 if redis.call('EXISTS', KEYS[5]) == 1 then
   return false
 end
 local call, pcall, find = redis.call, redis.pcall, string.find
 local prefix, worker, lease = ARGV[2], ARGV[3], ARGV[4]
 local first, now, seconds, ttl, most = tonumber(ARGV[5]), ARGV[6], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
-local last_telling = 2 + tonumber(ARGV[10])
-local names = {}
-for n = 11, #ARGV do
-  names[n - 10] = ARGV[n]
-end
 local job_prefix, run_prefix, runs_prefix = prefix .. ':job:', prefix .. ':execution:', prefix .. ':executions:'
 local ends = math.floor(tonumber(seconds)) + ttl
 local taken, bytes, seen = {}, 0, {}
@@ -26,7 +20,7 @@ local members, running = {}, {}
 for n, id in ipairs(call('LRANGE', KEYS[1], 0, tonumber(ARGV[1]) - 1)) do
   if bytes >= most then break end
   local job = job_prefix .. id
-  local values = find(id, '^[%w_-]+$') and pcall('HMGET', job, unpack(names)) or {err = ''}
+  local values = find(id, '^[%w_-]+$') and pcall('HMGET', job, 'data', 'attempts', $FIELDS) or {err = ''}
   if values['err'] or (not values[1] and call('EXISTS', job) == 0) then
     taken[n] = {id, ''}
   elseif seen[id] then
@@ -36,7 +30,7 @@ for n, id in ipairs(call('LRANGE', KEYS[1], 0, tonumber(ARGV[1]) - 1)) do
     seen[id] = true
     bytes = bytes + #(values[1] or '')
     local whole
-    for at = 3, last_telling do
+    for at = 3, 2 + $HANGING do
       if values[at] and values[at] ~= '' then
         whole = call('HGETALL', job)
         break

@@ -68,6 +68,8 @@ _SLICE = 0.01
 """Seconds of work after which finished jobs are not kept back any longer."""
 _PEEK = 5
 """Seconds that an idle worker waits for a job before it looks around."""
+_HELD = 0.1
+"""Seconds that a batch may take for the next one to be taken meanwhile: as long do those jobs wait here, held."""
 _LONGEST_PAUSE = 10.0
 _LEASE_BYTES = 6
 """Of chance in a lease's name, which each record of a run repeats several times."""
@@ -97,8 +99,10 @@ class ModelWorker(Worker):
         self._unsettled: tuple[list[Ending], list[Ending]] = ([], [])
         """Endings of which the server has been told, and those of which RQ's own methods will tell it."""
         self._more_waits = False
+        self._may_look_ahead = False
+        self._limit = 1
         self._flushed = 0.0
-        self._seconds_per_job = 1.0
+        self._seconds_per_job = self._batch_seconds = 1.0
         self._cold = False
         self._may_be_interrupted = False
         self._next_heartbeat = 0.0
@@ -189,6 +193,9 @@ class ModelWorker(Worker):
         except StopRequested:
             pass
         finally:
+            if self.ledger.asked:
+                with suppress(RedisError):
+                    self._put_back()
             self._flush_until_written()
             self.teardown()
         return done > 0
@@ -196,6 +203,8 @@ class ModelWorker(Worker):
     def _loop(self, burst: bool, max_jobs: int | None, max_idle_time: int | None) -> int:
         done, pause, idle_since = 0, 0.0, time.monotonic()
         wait = 0 if burst else min(_PEEK, max_idle_time or _PEEK)
+        # With a number of jobs to run, none may be taken beyond it.
+        self._may_look_ahead = max_jobs is None
         while not self._stop_requested and (max_jobs is None or done < max_jobs):
             try:
                 self._maintain_if_due()
@@ -227,6 +236,7 @@ class ModelWorker(Worker):
         """
         taken = self.take(limit, wait)
         self._more_waits = len(taken) == limit
+        self._limit = limit
         if not taken:
             return 0
         began = self._flushed = time.monotonic()
@@ -244,7 +254,8 @@ class ModelWorker(Worker):
             decided = {ending.taken.id for ending in self._ended}
             undecided = [one for one in taken if one.id in self._in_hand and one.id not in decided]
             self._ended += [self._failure(one, lost) for one in undecided]
-        self._seconds_per_job = (time.monotonic() - began) / len(taken)
+        self._batch_seconds = time.monotonic() - began
+        self._seconds_per_job = self._batch_seconds / len(taken)
         return len(taken)
 
     @property
@@ -284,43 +295,54 @@ class ModelWorker(Worker):
     def take(self, limit: int, wait: float) -> list[Taken]:
         """Move what waits, up to a batch, from the queue to ``started`` and return it, oldest first.
 
-        The results of the batch before are on their way meanwhile. Where more jobs wait, the server first finds those,
-        and writes the results while the horse is busy with them already.
+        The results of the batch before go first. Where many jobs wait, these were asked for already, see `_look_ahead`,
+        and those results go when the horse is busy again.
         """
         self._heartbeat_if_due()
-        wait = 0 if self._more_waits else wait
-        if wait and self.model.max_wait_ms:
+        if not self.ledger.asked:
             self.finish()
-            self._wait_for_company(wait)
-            wait = 0
-        if not self._more_waits:
-            self.finish()
-        self.ledger.ask_for_jobs(limit, self.model.max_batch_bytes, self._run_ttl, wait)
-        if self._more_waits:
-            with suppress(RedisError):
-                # They stay here, and go with the next ones.
-                self.finish()
-        else:
+            wait = 0 if self._more_waits else wait
+            if wait and self.model.max_wait_ms:
+                self._wait_for_company(wait)
+                wait = 0
+            self.ledger.ask_for_jobs(limit, self.model.max_batch_bytes, self._run_ttl, wait)
             self._settle()
-        if wait:
-            try:
-                self._interruptible(self.ledger.wait_for_jobs, wait)
-            except StopRequested:
-                # What is taken at this very moment is still run.
-                self.ledger.stop_waiting()
+            if wait:
+                try:
+                    self._interruptible(self.ledger.wait_for_jobs, wait)
+                except StopRequested:
+                    # What is taken at this very moment is still run.
+                    self.ledger.stop_waiting()
         entries = self.ledger.jobs()
         taken = [entry for entry in entries or () if isinstance(entry, Taken)]
         for entry in entries or ():
             if isinstance(entry, str):
                 self.log.warning("Worker %s: queue entry %.100s has no job, dropped", self.name, entry)
         if not taken:
-            self._settle()
+            self._flush()
         if entries is None:
             self._wait_while_suspended()
-        self._stopped.clear()
         self._in_hand |= {one.id: one for one in taken}
+        self._stopped &= self._in_hand.keys()
         self._state = WorkerStatus.BUSY if taken else self._state if entries is None else WorkerStatus.IDLE
         return taken
+
+    def _look_ahead(self) -> None:
+        """While the horse is busy with a full batch, have the server look for the next one already.
+
+        If this batch takes longer than its like, what was found goes back to where it came from.
+        """
+        if self.ledger.asked:
+            self._more_waits = False
+            self._put_back()
+        elif self._more_waits and self._may_look_ahead and self._batch_seconds < _HELD and self.stable.running:
+            self.ledger.ask_for_jobs(self._limit, self.model.max_batch_bytes, self._run_ttl)
+
+    def _put_back(self) -> None:
+        """Put back, at the front, jobs that were asked for and not begun; it costs them no retry."""
+        entries = self.ledger.jobs() or []
+        self._ended += [_given_back(one) for one in reversed(entries) if isinstance(one, Taken)]
+        self._flush()
 
     def _wait_for_company(self, seconds: float) -> None:
         """Wait for a job, and then, as the configuration asks, for others to join it."""
@@ -364,7 +386,7 @@ class ModelWorker(Worker):
 
     def _ending(self, taken: Taken, came: Came) -> Ending:
         if came is None:
-            return Ending(taken, JobStatus.QUEUED, put_back=True)
+            return _given_back(taken)
         if isinstance(came, RqModelsError):
             return self._failure(taken, came)
         if "error" in came:
@@ -529,7 +551,12 @@ class ModelWorker(Worker):
             # Loading for nobody.
             raise StopRequested
         try:
-            self._flush()
+            self._look_ahead()
+            if self.ledger.asked:
+                # What the server says to these is heard with the next batch, which is near.
+                self.finish()
+            else:
+                self._flush()
             if not self._in_hand:
                 self._heartbeat_if_due()
             elif time.monotonic() >= self._next_heartbeat:
@@ -626,15 +653,15 @@ class ModelWorker(Worker):
         try:
             payload = parse_payload(message)
             if payload.get("command") in ("stop-job", "stop-execution"):
-                self._stop_job(payload.get("job_id"))
+                self._stop_job(str(payload.get("job_id")))
             else:
                 super().handle_payload(message)
         except Exception:
             # Anybody can publish anything; the thread that would die of it is the only one that hears commands.
             self.log.exception("Worker %s: command ignored", self.name)
 
-    def _stop_job(self, job_id: str | None) -> None:
-        if job_id not in self._in_hand:
+    def _stop_job(self, job_id: str) -> None:
+        if job_id not in self._in_hand and not self.ledger.asked:
             self.log.warning("Worker %s: not working on job %s, command ignored", self.name, job_id)
             return
         self._stopped.add(job_id)
@@ -689,6 +716,10 @@ def _is_worth_a_line(record: logging.LogRecord) -> bool:
     """Drop what RQ says of its own housekeeping, every 30 seconds for ever."""
     housekeeping = ("Worker %s: cleaning ", "Worker %s: subscribing ", "Worker %s: unsubscribing ")
     return record.levelno > logging.INFO or not str(record.msg).startswith(housekeeping)
+
+
+def _given_back(taken: Taken) -> Ending:
+    return Ending(taken, JobStatus.QUEUED, put_back=True)
 
 
 def check_queues(queues: list[str], settings: Settings | None = None) -> Settings:
