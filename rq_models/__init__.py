@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rq_models.errors import (
         CallerFault,
         ConfigurationError,
+        DeadlineExceeded,
         InvalidInput,
         InvalidJob,
         InvalidOutput,
@@ -61,6 +62,7 @@ __all__ = [  # noqa: RUF022 - by theme
     "ModelError",
     "ModelTimeout",
     "SystemFault",
+    "DeadlineExceeded",
     "JobCancelled",
     "JobLost",
     "JobNotFound",

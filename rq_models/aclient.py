@@ -8,13 +8,16 @@ tasks that wait for results share one thread, which reads for them.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack
 
-from rq_models.client import CONNECTIONS, Client, ClientJob, ManyOptions, Options
+from rq_models.client import CONNECTIONS, NOBODY_WAITS, PATIENCE, Client, ClientJob, ManyOptions, Options
+from rq_models.errors import QueueFull
 from rq_models.waiting import LONGEST_SLEEP
 
 if TYPE_CHECKING:
@@ -85,9 +88,10 @@ class AsyncClient:
         check_model: see `Client`, also for the others.
         check_worker: likewise.
         check_input: likewise.
+        patience: likewise.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each has a default
         self,
         url: str | None = None,
         *,
@@ -95,9 +99,15 @@ class AsyncClient:
         check_model: bool = True,
         check_worker: bool = True,
         check_input: bool = True,
+        patience: float = PATIENCE,
     ) -> None:
         self._client = Client(
-            url, connection=connection, check_model=check_model, check_worker=check_worker, check_input=check_input
+            url,
+            connection=connection,
+            check_model=check_model,
+            check_worker=check_worker,
+            check_input=check_input,
+            patience=patience,
         )
         # One more, which reads.
         self._threads = ThreadPoolExecutor(CONNECTIONS + 1, thread_name_prefix="rq-models")
@@ -122,14 +132,14 @@ class AsyncClient:
 
     async def predict(self, model: str, data: Any, timeout: float | None = None, **options: Unpack[Options]) -> Any:
         """Enqueue one prediction and return its result; see `Client.predict`. A cancelled task takes its job back."""
-        jobs = await self._thread(self._client._prepare, model, [data], options, many=False)
+        jobs = await self._thread(self._client._prepare, model, [data], options, timeout, many=False)
         return (await self._predict(jobs, timeout, options))[0]
 
     async def predict_many(
         self, model: str, rows: Iterable[Any], timeout: float | None = None, **options: Unpack[ManyOptions]
     ) -> list[Any]:
         """Enqueue a prediction for each row and return the results in the same order; see `Client.predict_many`."""
-        jobs = await self._thread(self._client._prepare, model, rows, options)
+        jobs = await self._thread(self._client._prepare, model, rows, options, timeout)
         return await self._predict(jobs, timeout, options)
 
     async def wait_all(
@@ -157,10 +167,14 @@ class AsyncClient:
 
     async def _thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do it in a thread; a task that is cancelled meanwhile stays until it is done, so that it can be undone."""
-        work = asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *args, **kwargs))
+        left, context = threading.Event(), copy_context()
+        context.run(NOBODY_WAITS.set, left)
+        call = partial(context.run, partial(function, *args, **kwargs))
+        work = asyncio.get_running_loop().run_in_executor(self._threads, call)
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
+            left.set()
             await asyncio.wait([work])
             raise
 
@@ -169,6 +183,9 @@ class AsyncClient:
             try:
                 await self._thread(self._client._submit, jobs, options, wait)
                 return await self._collect(wait)
+            except QueueFull:
+                # See `Client._predict`.
+                raise
             except (Exception, asyncio.CancelledError):
                 await self._thread(self._client._give_up, wait)
                 raise

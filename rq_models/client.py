@@ -5,15 +5,20 @@ from __future__ import annotations
 import copy
 import difflib
 import os
+import re
 import time
 import uuid
 import zlib
 from contextlib import suppress
+from contextvars import ContextVar
+from functools import partial
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, TypeVar, Unpack, cast
 
 from redis import BlockingConnectionPool, Redis
-from redis.exceptions import RedisError
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+from redis.retry import Retry as ConnectionRetry
 from rq.defaults import RQ_KEY_PREFIX
 from rq.exceptions import NoSuchJobError
 from rq.job import JOB_ID_PATTERN, JobStatus
@@ -21,33 +26,47 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.utils import now, utcformat
 
-from rq_models.errors import ConfigurationError, InvalidJob, JobNotFound, NoWorker, UnknownModel
+from rq_models.errors import ConfigurationError, InvalidJob, JobNotFound, NoWorker, QueueFull, UnknownModel
+from rq_models.health import FATAL, UNREACHABLE, place, refusal
 from rq_models.inputs import InputCheck, as_json
-from rq_models.jobs import FUNCTION_PREFIX, ModelJob
+from rq_models.jobs import FUNCTION_PREFIX, ModelJob, require_size
 from rq_models.registry import MODELS_KEY, Card, ModelStatus, read_model, read_models
 from rq_models.results import BEGINNING, Ended, judge, value_of
-from rq_models.waiting import UNREACHABLE, Wait, Waiter, look
+from rq_models.waiting import FIRST_PAUSE, LONGEST_PAUSE, Wait, Waiter, look
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    import threading
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rq import Callback, Repeat, Retry, Webhook
     from rq.types import JobDependencyType
 
 CONNECTIONS = 8
 """At most, for the commands of a client; threads that find all in use wait for one."""
+PATIENCE = 30.0
+RENEWING = 5.0
+"""Seconds after an outage within which the workers have said again that they serve."""
 CARD_AGE = 2.0
 """Seconds that a client goes by what it has read of a model."""
 PER_SCRIPT, BYTES_PER_SCRIPT = 500, 8 << 20
 """Jobs, and bytes of input, enqueued in one step: meanwhile the server does nothing else."""
 _ENQUEUE = files("rq_models").joinpath("enqueue.lua").read_text("utf-8")
+_TAKE_BACK = files("rq_models").joinpath("take_back.lua").read_text("utf-8")
+_QUEUE_FULL = re.compile(r"QUEUEFULL (\d+)$")
 _WORTH_COMPRESSING = 1024
+_LONGEST_DEADLINE = 10**9
 CANCELLED_TTL = 3600
 """Seconds that a job given up is kept."""
+NOBODY_WAITS: ContextVar[threading.Event | None] = ContextVar("nobody_waits", default=None)
+"""Set when whoever asked has left, which a thread that asks for him can't notice by itself."""
+T = TypeVar("T")
 
 
 class ManyOptions(TypedDict, total=False):
-    """Options of several jobs, by RQ's names and with RQ's meaning; the defaults are the model's own settings."""
+    """Options of several jobs, by RQ's names and with RQ's meaning; the defaults are the model's own settings.
+
+    `deadline` is ours: seconds after which the job is not run any more.
+    """
 
     job_timeout: int | str
     result_ttl: int
@@ -57,6 +76,7 @@ class ManyOptions(TypedDict, total=False):
     depends_on: JobDependencyType
     retry: Retry
     repeat: Repeat
+    deadline: float
     meta: dict[str, Any]
     description: str
     on_success: Callback
@@ -75,6 +95,8 @@ class ClientJob(ModelJob):
     """A prediction: an RQ job that can be waited for."""
 
     client: Client | None = None
+    deadline: float | None = None
+    """The time after which it is not run any more, as this client has set it."""
     shared: tuple[Any, ...] | None = None
     """Fields and values of its hash that all jobs made like this one have, as `_shared` returns them."""
     since: str | None = None
@@ -96,6 +118,11 @@ class ClientJob(ModelJob):
         if self.client is None:
             raise RuntimeError("this job came from no client; get it by client.job(id)")
         return self.client.wait_all([self], timeout)[0]
+
+    def to_dict(self, include_meta: bool = True, include_result: bool = True) -> dict[str, Any]:
+        """Return the fields of its hash."""
+        fields = super().to_dict(include_meta, include_result)
+        return fields if self.deadline is None else {**fields, "deadline": f"{self.deadline:.3f}"}
 
     def outcome(self) -> Any:
         """Return the result, or raise the error, of a job that has just ended."""
@@ -120,13 +147,15 @@ class Client:
         connection: a connection to use instead; it stays open when the client is closed.
         check_model: refuse to enqueue for a model that no worker ever published.
         check_worker: refuse to enqueue for a model that nobody serves now.
-        check_input: refuse to enqueue an input that breaks the model's published schema.
+        check_input: refuse to enqueue an input that breaks the model's published schema, or is too large.
+        patience: seconds for which a Redis that is away is asked again before its error is raised; a `predict` that has
+            a timeout is not patient for longer. A job enqueued again because the answer was lost is enqueued once.
 
     Raises:
         ConfigurationError: there is no address, or it is none.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each has a default
         self,
         url: str | None = None,
         *,
@@ -134,7 +163,9 @@ class Client:
         check_model: bool = True,
         check_worker: bool = True,
         check_input: bool = True,
+        patience: float = PATIENCE,
     ) -> None:
+        self._patience, self._disturbed = patience, -RENEWING
         self._owns_connection = connection is None
         self.connection = connection if connection is not None else _connected(url)
         if self.connection.connection_pool.connection_kwargs.get("decode_responses"):
@@ -165,12 +196,14 @@ class Client:
             model: its configured name.
             data: the input: JSON-able, or numpy, a dataclass or a pydantic object.
             options: RQ's own, by RQ's names; `job_id` among them. An id that exists is not enqueued again, whatever
-                became of it: that job is returned.
+                became of it: that job is returned. And `deadline`: a job whose turn has not come after so many seconds
+                is not run any more and fails, with `DeadlineExceeded`.
 
         Raises:
-            UnknownModel, NoWorker, InvalidInput: said before anything is queued.
+            UnknownModel, NoWorker, InvalidInput, QueueFull: said before anything is queued.
             InvalidJob: the id is another model's job's.
             TypeError: there is no such option.
+            ValueError: the deadline is no number of seconds.
         """
         (job,) = jobs = self._prepare(model, [data], options, many=False)
         known = self._submit(jobs, options)
@@ -189,7 +222,7 @@ class Client:
 
         Raises: what `enqueue` and `ClientJob.wait` do.
         """
-        return self._predict(self._prepare(model, [data], options, many=False), timeout, options)[0]
+        return self._predict(self._prepare(model, [data], options, timeout, many=False), timeout, options)[0]
 
     def predict_many(
         self, model: str, rows: Iterable[Any], timeout: float | None = None, **options: Unpack[ManyOptions]
@@ -198,7 +231,7 @@ class Client:
 
         The first that fails is raised, and what is still queued then is taken back; see `predict`.
         """
-        return self._predict(self._prepare(model, rows, options), timeout, options)
+        return self._predict(self._prepare(model, rows, options, timeout), timeout, options)
 
     def wait_all(
         self, jobs: Iterable[ClientJob], timeout: float | None = None, *, return_exceptions: bool = False
@@ -236,7 +269,7 @@ class Client:
         if not JOB_ID_PATTERN.fullmatch(str(job_id)):
             raise nothing
         try:
-            job = cast("ClientJob", ClientJob.fetch(job_id, connection=self.connection))
+            job = cast("ClientJob", self._ask(lambda: ClientJob.fetch(job_id, connection=self.connection)))
         except NoSuchJobError:
             raise nothing from None
         except RedisError:
@@ -248,17 +281,45 @@ class Client:
 
     def models(self) -> list[ModelStatus]:
         """Return every model that was ever published, its card and who serves it, sorted by name."""
-        return read_models(self.connection)
+        return self._ask(lambda: read_models(self.connection))
 
     # -- the rules, of `AsyncClient` too --------------------------------------------------------------------------
 
-    def _prepare(self, model: str, rows: Iterable[Any], options: ManyOptions, *, many: bool = True) -> list[ClientJob]:
-        """Check everything, and make the jobs."""
+    def _ask(self, call: Callable[[], T], limit: float | None = None) -> T:
+        """Return what a call returns; while Redis is away it is made again, for as long as this client is patient.
+
+        It must do no harm when it is made twice: if only the answer was lost, it has been done.
+        """
+        until = time.monotonic() + (self._patience if limit is None else min(limit, self._patience))
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return call()
+            except UNREACHABLE as error:
+                self._disturbed = time.monotonic()
+                if isinstance(error, FATAL):
+                    raise self._said(error) from None
+                if self._disturbed + pause >= until or _nap(pause):
+                    raise
+            except ResponseError as error:
+                raise self._said(error) from None
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _prepare(
+        self,
+        model: str,
+        rows: Iterable[Any],
+        options: ManyOptions,
+        limit: float | None = None,
+        *,
+        many: bool = True,
+    ) -> list[ClientJob]:
+        """Check everything, and make the jobs; with Redis away, wait no longer than the limit."""
         if self._closed:
             raise RuntimeError("this client is closed")
         if many and "job_id" in options:
             raise TypeError("several jobs can't have one job_id")
-        known = self._look_up(model)
+        known = self._look_up(model, limit)
         inputs = []
         for index, row in enumerate(rows):
             name = f"rows[{index}]" if many else ""
@@ -275,13 +336,21 @@ class Client:
                 known.usual[0].shared = _shared(known.usual[0])
             first = _another(known.usual[0], inputs[0])
             first.created_at = first.enqueued_at = now()
-        return [first, *(_another(first, data) for data in inputs[1:])]
+        jobs = [first, *(_another(first, data) for data in inputs[1:])]
+        if self._check_input and known.card.max_input_bytes is not None:
+            _require_sizes(jobs, known.card.max_input_bytes, many=many)
+        return jobs
 
-    def _look_up(self, model: str) -> _Known:
+    def _look_up(self, model: str, limit: float | None = None) -> _Known:
         known = self._known.get(model)
         if known is not None and time.monotonic() < known.until:
             return known
-        status = read_model(self.connection, model)
+        status = self._ask(lambda: read_model(self.connection, model), limit)
+        while status and not status.serving and self._check_worker and time.monotonic() < self._disturbed + RENEWING:
+            # The workers have been cut off, too, and come back as soon as this client.
+            if _nap(LONGEST_PAUSE / 10):
+                break
+            status = self._ask(lambda: read_model(self.connection, model), limit)
         if status is None and self._check_model:
             names = sorted(name.decode() for name in cast("set[bytes]", self.connection.smembers(MODELS_KEY)))
             close = difflib.get_close_matches(model, names, n=1)
@@ -299,6 +368,9 @@ class Client:
 
     def _make(self, known: _Known, data: Any, **given: Any) -> ClientJob:
         given.pop("at_front", None)
+        seconds = given.pop("deadline", None)
+        if seconds is not None and not (isinstance(seconds, int | float) and 0 < seconds <= _LONGEST_DEADLINE):
+            raise ValueError(f"deadline must be a number of seconds, more than 0, not {seconds!r:.80}")
         card = known.card
         created = known.queue.create_job(
             FUNCTION_PREFIX + card.name,
@@ -315,6 +387,7 @@ class Client:
             # Without intervals it covers the system's faults only.
             job.retries_left = card.retries
         job.enqueued_at = now()
+        job.deadline = None if seconds is None else time.time() + seconds
         job._status = JobStatus.QUEUED  # noqa: SLF001 - as RQ's own queues do before they save it
         job.client, job.since = self, BEGINNING
         return job
@@ -322,16 +395,18 @@ class Client:
     def _submit(self, jobs: list[ClientJob], options: ManyOptions, wait: Wait | None = None) -> int:
         """Enqueue jobs, and return how many were there already."""
         known = 0
-        if options.get("depends_on"):
-            for job in jobs:
-                # RQ watches the others, which takes several round trips.
-                self._known[job.origin].queue.enqueue_job(job, at_front=bool(options.get("at_front")))
+        if options.get("depends_on") and jobs:
+            to = self._known[jobs[0].origin]
+            if to.card.max_queued is not None and (waiting := to.queue.count) + len(jobs) > to.card.max_queued:
+                raise self._full(jobs, waiting)
+            at_front = bool(options.get("at_front"))
+            known = sum(self._ask(partial(self._enqueue_dependent, to.queue, job, at_front=at_front)) for job in jobs)
         for command in self._commands(jobs, options):
-            with self.connection.pipeline(transaction=False) as pipe:
-                pipe.execute_command(*command)
-                if wait is not None:
-                    self._waiter.knock(pipe)
-                known += pipe.execute()[0]
+            limit = None if wait is None else wait.deadline - time.monotonic()
+            try:
+                known += self._ask(partial(self._send, command, wait), limit)
+            except ResponseError as error:
+                raise self._refusal(jobs, error) from None
         if known and "job_id" in options:
             (job,) = jobs
             origin = self.job(job.id).origin
@@ -340,6 +415,38 @@ class Client:
         if wait is not None:
             self._waiter.queued(wait)
         return known
+
+    def _send(self, command: list[Any], wait: Wait | None) -> int:
+        with self.connection.pipeline(transaction=False) as pipe:
+            pipe.execute_command(*command)
+            if wait is not None:
+                self._waiter.knock(pipe)
+            return cast("int", pipe.execute()[0])
+
+    def _enqueue_dependent(self, queue: Queue, job: ClientJob, *, at_front: bool) -> int:
+        """Let RQ enqueue it, who watches the jobs it depends on; it does not look whether there is one of this id."""
+        if self.connection.exists(job.key):
+            return 1
+        queue.enqueue_job(job, at_front=at_front)
+        return 0
+
+    def _refusal(self, jobs: list[ClientJob], error: ResponseError) -> Exception:
+        """Return what the caller is told when the server refuses to enqueue the jobs."""
+        full = _QUEUE_FULL.search(str(error))
+        return self._full(jobs, int(full[1])) if full else self._said(error)
+
+    def _said(self, error: RedisError) -> RedisError:
+        """Return an error of the same class that says in a sentence what to change; or itself, if it is a rare one."""
+        said = refusal(error, place(self.connection))
+        return type(error)(said) if said else error
+
+    def _full(self, jobs: list[ClientJob], waiting: int) -> QueueFull:
+        model, number = jobs[0].origin, len(jobs)
+        most = self._known[model].card.max_queued
+        return QueueFull(
+            f"model '{model}': {waiting} jobs wait and {number} more would be over max_queued, which is {most}; "
+            "try again later, or start more workers"
+        )
 
     def _commands(self, jobs: list[ClientJob], options: ManyOptions) -> list[list[Any]]:
         """Return what enqueues jobs that differ in their id and input only; see enqueue.lua."""
@@ -351,13 +458,18 @@ class Client:
         times = ("created_at", utcformat(first.created_at), "enqueued_at", utcformat(first.enqueued_at or now()))
         flat = (*(first.shared or _shared(first)), *times)
         push = "LPUSH" if options.get("at_front") else "RPUSH"
+        limit = self._known[first.origin].card.max_queued
+        # The first script decides for all of them.
+        most: int | str = "" if limit is None else limit - len(jobs)
         keys = (Queue.redis_queue_namespace_prefix + first.origin, Queue.redis_queues_keys)
         # The first of them comes to stand at the front last.
         for job in reversed(jobs) if push == "LPUSH" else jobs:
             # RQ reads both; for a small input, compressing takes longer than it saves.
             data = job.data if len(job.data) < _WORTH_COMPRESSING else zlib.compress(job.data)
             if room < len(data) or len(commands[-1]) >= longest:
-                commands.append(["EVAL", _ENQUEUE, 2, *keys, RQ_KEY_PREFIX, push, first.ttl or 0, len(flat), *flat])
+                start = ["EVAL", _ENQUEUE, 2, *keys, RQ_KEY_PREFIX, push, first.ttl or 0, most, len(flat), *flat]
+                commands.append(start)
+                most = ""
                 room, longest = BYTES_PER_SCRIPT, len(commands[-1]) + 2 * PER_SCRIPT
             commands[-1] += (job.id, data)
             room -= len(data)
@@ -369,9 +481,15 @@ class Client:
             try:
                 commands = self._commands(jobs, options)
                 alone = len(commands) == 1 and "job_id" not in options
-                if not alone or not self._waiter.enqueue(wait, commands[0]):
-                    self._submit(jobs, options, wait)
+                try:
+                    if not alone or not self._waiter.enqueue(wait, commands[0]):
+                        self._submit(jobs, options, wait)
+                except ResponseError as error:
+                    raise self._refusal(jobs, error) from None
                 return self._collect(wait)
+            except QueueFull:
+                # There is nothing to take back, and to look for it in a long queue would be work at the worst time.
+                raise
             except BaseException:
                 self._give_up(wait)
                 raise
@@ -400,7 +518,7 @@ class Client:
         """Return the jobs that have ended after all, or raise TimeoutError."""
         after = f"after {wait.timeout:g} s"
         try:
-            seen = look(self.connection, [job_id for job_id in wait.jobs if job_id in wait.pending])
+            seen = look(self._waiter.hasty, [job_id for job_id in wait.jobs if job_id in wait.pending])
         except UNREACHABLE as error:
             raise TimeoutError(
                 f"{len(wait.pending)} jobs had not ended {after}: Redis does not answer ({error})"
@@ -419,20 +537,33 @@ class Client:
     def _give_up(self, wait: Wait) -> None:
         """Take back what is still queued."""
         with suppress(RedisError):
-            self._take_back([wait.jobs[job_id] for job_id in wait.pending])
+            self._take_back([wait.jobs[job_id] for job_id in wait.pending], self._waiter.hasty)
 
-    def _take_back(self, jobs: list[ClientJob]) -> list[ClientJob]:
+    def _take_back(self, jobs: list[ClientJob], connection: Redis | None = None) -> list[ClientJob]:
         """Cancel those of the jobs that are still queued, and return them."""
-        with self.connection.pipeline() as pipe:
-            for job in jobs:
-                pipe.lrem(Queue.redis_queue_namespace_prefix + job.origin, 1, job.id)
-            taken = [job for job, count in zip(jobs, pipe.execute(), strict=True) if count]
-            for job in taken:
-                job.set_status(JobStatus.CANCELED, pipeline=pipe)
-                # RQ never clears rq:canceled, and callers may give up often: so these are not listed there, and expire.
-                pipe.expire(job.key, CANCELLED_TTL)
-            pipe.execute()
+        taken: list[ClientJob] = []
+        for some in (jobs[at : at + PER_SCRIPT] for at in range(0, len(jobs), PER_SCRIPT)):
+            queues = [Queue.redis_queue_namespace_prefix + job.origin for job in some]
+            arguments: list[Any] = [RQ_KEY_PREFIX, CANCELLED_TTL, *(job.id for job in some)]
+            answers = (connection or self.connection).eval(_TAKE_BACK, len(some), *queues, *arguments)
+            taken += [job for job, answer in zip(some, cast("list[int]", answers), strict=True) if answer]
         return taken
+
+
+def _nap(seconds: float) -> bool:
+    """Sleep; return whether nobody waits for the end of it any more."""
+    left = NOBODY_WAITS.get()
+    if left is not None:
+        return left.wait(seconds)
+    time.sleep(seconds)
+    return False
+
+
+def _require_sizes(jobs: list[ClientJob], most: int, *, many: bool) -> None:
+    for index, job in enumerate(jobs):
+        # Most are far from it, and cost no more than this.
+        if len(job.data) > most:
+            require_size(job.data, job.origin, most, f"rows[{index}]" if many else "input")
 
 
 def _shared(job: ClientJob) -> tuple[Any, ...]:
@@ -467,7 +598,9 @@ def _connected(url: str | None) -> Redis:
         except ConfigurationError as error:
             raise ConfigurationError(f"{error.message}; or pass Client(url), or set REDIS_URL") from None
     try:
-        return Redis.from_pool(BlockingConnectionPool.from_url(address, max_connections=CONNECTIONS))
+        # The client itself knows what may be asked again, and for how long.
+        retry = ConnectionRetry(NoBackoff(), 0)
+        return Redis.from_pool(BlockingConnectionPool.from_url(address, max_connections=CONNECTIONS, retry=retry))
     except ValueError:
         raise ConfigurationError(
             f'{where} is no Redis address; expected e.g. "redis://127.0.0.1:6379/0" (rediss:// for TLS)'

@@ -17,6 +17,7 @@ RqModelsError
 └── SystemFault           the system's
     ├── JobLost
     ├── JobCancelled
+    ├── DeadlineExceeded
     └── JobNotFound
 
 A wait that expires raises the builtin ``TimeoutError``, which ``ModelTimeout`` is not: the job goes on.
@@ -100,7 +101,9 @@ class InvalidJob(CallerFault):
 
 
 class QueueFull(CallerFault):
-    """The model's queue holds as many jobs as it may."""
+    """The model's queue holds as many jobs as it may; later there may be room."""
+
+    retryable_by_default = True
 
 
 class ModelFault(RqModelsError):
@@ -131,7 +134,7 @@ class ModelCrashed(ModelFault):
 
 
 class InvalidOutput(ModelFault):
-    """What the model returned is not JSON."""
+    """What the model returned is not JSON, or too large."""
 
 
 class SystemFault(RqModelsError):
@@ -146,6 +149,10 @@ class JobLost(SystemFault):
 
 class JobCancelled(SystemFault):
     """The job was cancelled or stopped on request."""
+
+
+class DeadlineExceeded(SystemFault):
+    """The job's deadline had passed before its turn came, so it was not run."""
 
 
 class JobNotFound(SystemFault):

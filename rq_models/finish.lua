@@ -39,12 +39,14 @@ for n = 1, tonumber(ARGV[6]) do
       'execution_ended_at', ended_seconds, unpack(version == '' and {} or {'model_version', version})}}
 end
 
-local runs, jobs, dependents, composites = {}, {}, {}, {}
+local runs, jobs, dependents, composites, none = {}, {}, {}, {}, {}
 for n = 1, tonumber(ARGV[7]) do
   local form, id, execution, value, exception = unpack(ARGV, at, at + 4)
   at = at + 5
+  local further = none
+  if ARGV[at] == '0' then at = at + 1 else further = list() end
   runs[n] = {form = forms[tonumber(form)], id = id, execution = execution, value = value, exception = exception,
-    further = list()}
+    further = further}
   jobs[n] = job_prefix .. id
   dependents[n] = jobs[n] .. ':dependents'
   composites[n] = id .. ':' .. execution
@@ -109,17 +111,16 @@ for n, run in ipairs(runs) do
     elseif form.kind == 'RPUSH' or form.kind == 'LPUSH' then
       write(form.kind, KEYS[4], run.id)
     else
-      local results, entry = results_prefix .. run.id, {unpack(form.entry)}
-      local last = #entry
-      entry[last + 1], entry[last + 2] = 'execution_id', run.execution
-      if run.value ~= '' then
-        entry[last + 3], entry[last + 4] = 'return_value', run.value
-        last = last + 2
-      end
+      local results = results_prefix .. run.id
       if run.exception ~= '' then
-        entry[last + 3], entry[last + 4] = 'exc_string', run.exception
+        write('XADD', results, 'MAXLEN', 10, '*', 'execution_id', run.execution, 'return_value', run.value,
+          'exc_string', run.exception, unpack(form.entry))
+      elseif run.value ~= '' then
+        write('XADD', results, 'MAXLEN', 10, '*', 'execution_id', run.execution, 'return_value', run.value,
+          unpack(form.entry))
+      else
+        write('XADD', results, 'MAXLEN', 10, '*', 'execution_id', run.execution, unpack(form.entry))
       end
-      write('XADD', results, 'MAXLEN', 10, '*', unpack(entry))
       if form.ttl == -1 then
         call('PERSIST', results)
       else

@@ -92,6 +92,8 @@ class Horse:
         self.name = name
         self.card: dict[str, Any] | None = None
         self.loads = 0
+        self.predicted = 0
+        """How many items it has decided."""
         self.running: tuple[str, ...] = ()
         """Ids of the jobs that the model works on just now: one, or a batch."""
         self._model = model
@@ -184,6 +186,7 @@ class Horse:
             "class": self._model.class_path,
             "root": str(self._root),
             "nan": self._model.nan,
+            "max_output_bytes": self._model.max_output_bytes,
         }
         limit = self._model.load_timeout
         self._say(question)
@@ -239,6 +242,7 @@ class Horse:
                 # The first answer of a batch has all its outcomes, or none: then its items follow one by one.
                 together = False
                 self.loads = answer["loads"]
+                self.predicted += len(answer["outcomes"])
                 left = left[len(answer["outcomes"]) :]
                 yield answer["outcomes"]
         finally:

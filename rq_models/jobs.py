@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MAX_DATA = 64 << 20
 """Bytes of JSON in one job at most, when decompressed: a bomb of some kilobytes would fill the memory."""
 FUNCTION_PREFIX = f"{__name__}."
+_AROUND = len(f'["{FUNCTION_PREFIX}", null, [], {{}}]')
 _CALLBACKS = ("_success_callback_name", "_failure_callback_name", "_stopped_callback_name")
 
 
@@ -63,11 +64,28 @@ def _predictor(name: str, class_path: str, nan: str) -> Callable[[Any], Any]:
 _decode = json.JSONDecoder().decode
 
 
-def parse_data(raw: bytes) -> list[Any]:
+def require_size(data: bytes, model: str, most: int, name: str = "input") -> None:
+    """Raise InvalidInput if the input in a job's data, which is JSON, is more than so many bytes.
+
+    Args:
+        data: with the model's function around the input.
+        model: its name.
+        most: its ``max_input_bytes``.
+        name: what the message calls the input.
+    """
+    size = len(data) - _AROUND - len(model)
+    if size > most:
+        from rq_models.errors import InvalidInput  # noqa: PLC0415 - every name in this module is taken from the models
+
+        raise InvalidInput(f"{name}: {size} bytes of JSON are more than models.{model}.max_input_bytes ({most})")
+
+
+def parse_data(raw: bytes, model: str, most: int) -> list[Any]:
     """Return what a job's data field holds: function name, instance, arguments, keyword arguments.
 
     Raises:
         ValueError: it is not JSON, compressed or not, of this form.
+        InvalidInput: the input is larger than the model allows; see `require_size`.
     """
     # A producer need not compress; RQ reads both, too. What begins as the list it must be is not compressed.
     if not raw.startswith(b"["):
@@ -76,6 +94,8 @@ def parse_data(raw: bytes) -> list[Any]:
             raw = reader.decompress(raw, MAX_DATA)
             if reader.unconsumed_tail:
                 raise ValueError(f"its data is more than {MAX_DATA} bytes")
+    if len(raw) > most:
+        require_size(raw, model, most)
     try:
         # What the server holds is UTF-8; `json.loads` would look for other encodings first.
         data = _decode(raw.decode())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +15,14 @@ from redis.connection import ConnectionPool
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from rq_models.health import explain, place
 from rq_models.registry import Serving, drop_lease, renew_lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LEASE_SECONDS = 10.0
-"""How long a worker that disappeared counts as serving."""
-_RENEWALS = 3
+_RENEWALS, _ATTEMPTS = 3, 20
+"""In the time that a lease lasts: how often it is renewed, and how often that is tried while it fails."""
 _log = logging.getLogger("rq.worker.lease")
 
 
@@ -55,6 +57,16 @@ class Lease(threading.Thread):
         self._ttl = ttl
         self._lock = threading.Lock()
         self._released = threading.Event()
+        self._renewed, self._failed = time.monotonic(), -math.inf
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it was held without a doubt for as long as it lasts.
+
+        If not, the server was away or this machine slept, and the leases of others may have run out for no death.
+        """
+        now = time.monotonic()
+        return now - self._renewed < self._ttl <= now - self._failed
 
     @property
     def serving(self) -> Serving:
@@ -67,7 +79,7 @@ class Lease(threading.Thread):
 
     def run(self) -> None:
         """Renew until released; a server that is away is tried again at the next turn."""
-        while not self._released.wait(self._ttl / _RENEWALS):
+        while not self._released.wait(self._ttl / (_RENEWALS if self._renewed >= self._failed else _ATTEMPTS)):
             self._renew()
 
     def release(self) -> None:
@@ -88,4 +100,12 @@ class Lease(threading.Thread):
             try:
                 renew_lease(self._connection, self._model, self._serving, self._ttl)
             except RedisError as error:
-                _log.warning("lease of %s not renewed: %s", self._model, error)
+                if self._renewed >= self._failed:
+                    _log.warning("lease of %s not renewed: %s", self._model, explain(error, place(self._connection)))
+                self._failed = time.monotonic()
+                return
+            now = time.monotonic()
+            if now - self._renewed >= self._ttl:
+                # It had run out. Said first: whoever asks at this moment must not take it for sound.
+                self._failed = now
+            self._renewed = now

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import time
 import zlib
 from dataclasses import dataclass, field
@@ -26,10 +27,10 @@ from rq.utils import now, parse_timeout, utcformat
 
 from rq_models.jobs import ModelJob
 from rq_models.line import Script
-from rq_models.registry import BUCKETS, CARD_TTL, counters_key
+from rq_models.registry import BUCKETS, CARD_TTL, counters_key, lease_key
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from redis import Redis
     from rq.queue import Queue
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from rq_models.errors import RqModelsError
 
 _HERE = files("rq_models")
-_FINISH = _HERE.joinpath("finish.lua").read_text("utf-8")
 GIVEN_UP, DONE, HAS_DEPENDENTS, UNWRITABLE = 0, 1, 2, 3
 """What `Ledger.finish` says of each run."""
 _CLAIM_SECONDS = 3600
@@ -59,13 +59,21 @@ _FIELDS = (
     b"enqueue_at_front_on_retry",
     b"enqueued_at",
     b"dependency_ids",
+    b"deadline",
 )
-"""What is read of every job, beside its data and the number of its runs."""
-# Constants of a script cost the server nothing, arguments a microsecond for each three.
-_TAKE = _HERE.joinpath("take.lua").read_text("utf-8")
-_TAKE = _TAKE.replace("$FIELDS", ", ".join(f"'{name.decode()}'" for name in _FIELDS)).replace(
-    "$HANGING", str(len(_HANGING))
-)
+"""What is read of every job, beside its data, the number of its runs and that of its deaths."""
+_READ = (b"data", b"attempts", b"deaths", *_FIELDS)
+LEASE_LENGTH = 12
+"""Characters of a lease's name, hexadecimal digits: by them its runs are known from those of stock workers."""
+DEATHS = 3
+"""Workers that may die of a job that they run alone."""
+
+
+def _script(name: str) -> str:
+    # Constants of a script cost the server nothing, arguments a microsecond for each three.
+    fields = ", ".join(f"'{field.decode()}'" for field in _FIELDS)
+    source = _HERE.joinpath(name).read_text("utf-8").replace("$FIELDS", fields)
+    return source.replace("$HANGING", str(len(_HANGING))).replace("$LEASE_LENGTH", str(LEASE_LENGTH))
 
 
 @dataclass(eq=False)
@@ -105,6 +113,24 @@ class Taken:
         """
         raw = self.fields.get(name)
         return _number(raw, name) if raw else None
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its deadline has passed.
+
+        Raises:
+            ValueError: that is no time.
+        """
+        raw = self.fields.get(b"deadline")
+        if not raw:
+            return False
+        try:
+            deadline = float(raw)
+        except ValueError:
+            deadline = math.nan
+        if not math.isfinite(deadline):
+            raise ValueError(f"its deadline is {raw[:40]!r}, not a time in seconds")
+        return deadline < time.time()
 
     @cached_property
     def execution(self) -> Execution:
@@ -194,8 +220,9 @@ class Ledger:
         self._lease = lease
         self._runs = 0
         self._at = now()
-        self._take = Script(connection, _TAKE)
-        self._finish = Script(connection, _FINISH)
+        self._take = Script(connection, _script("take.lua"))
+        self._finish = Script(connection, _script("finish.lua"))
+        self._recover = Script(connection, _script("recover.lua"))
         self._list = queue.key
         self._worker_key = f"{RQ_KEY_PREFIX}:worker:{worker}"
         self._executions = f"{self._worker_key}:executions"
@@ -204,7 +231,7 @@ class Ledger:
         self._failed = f"{RQ_KEY_PREFIX}:failed:{queue.name}"
         self._counters = counters_key(queue.name)
 
-    def ask_for_jobs(self, limit: int, max_bytes: int, ttl: int, wait: float = 0) -> None:
+    def ask_for_jobs(self, limit: int, max_bytes: int, ttl: int, wait: float = 0, *, cold: bool = False) -> None:
         """Ask for up to `limit` jobs from the front of the queue, to be moved to ``started``; see `jobs`.
 
         Args:
@@ -212,6 +239,7 @@ class Ledger:
             max_bytes: stop when the jobs taken hold as much data; the first is taken whatever its size.
             ttl: seconds that the records of these runs live without a heartbeat.
             wait: seconds to wait for the first job; never for more than is there then.
+            cold: what kills this worker before the model is loaded is no job's doing; see `suspect`.
         """
         self._at = at = now()
         # Onto itself, left to left: a peek that moves nothing, so that a kill between waiting and taking loses nothing.
@@ -228,6 +256,7 @@ class Ledger:
                 at.timestamp(),
                 ttl,
                 max_bytes,
+                int(cold),
             ),
             after=peek if wait else (),
         )
@@ -253,18 +282,55 @@ class Ledger:
             return None
         taken: list[Taken | str] = []
         for entry in filter(None, reply):
-            job_id = entry[0].decode(errors="backslashreplace")
             if entry[1]:
-                _, run, values, *whole = entry
-                fields = dict(zip((b"data", b"attempts", *_FIELDS), values, strict=True))
-                one = Taken(job_id, run.decode(), fields, at, self._worker, self._queue, self.connection)
-                for flat in whole:
-                    one.fields |= zip(flat[::2], flat[1::2], strict=True)
-                    one.is_plain = False
-                taken.append(one)
+                taken.append(self._taken(entry, at))
             else:
-                taken.append(job_id)
+                taken.append(entry[0].decode(errors="backslashreplace"))
         return taken
+
+    def _taken(self, entry: Any, at: datetime) -> Taken:
+        job_id, run, values, *whole = entry
+        fields = dict(zip(_READ, values, strict=True))
+        one = Taken(job_id.decode(), run.decode(), fields, at, self._worker, self._queue, self.connection)
+        for flat in whole:
+            one.fields |= zip(flat[::2], flat[1::2], strict=True)
+            one.is_plain = False
+        return one
+
+    def recover(
+        self, in_hand: Iterable[Taken], ttl: int, *, dead: bool, buried: Iterable[str] = ()
+    ) -> tuple[int, list[Taken]]:
+        """Put back, at the front, the jobs of runs that nobody holds any more; see recover.lua.
+
+        Args:
+            in_hand: the runs that this worker knows of; its others are put back.
+            ttl: see `ask_for_jobs`.
+            dead: put back what workers held whose lease is gone, too.
+            buried: leases of workers that are known to be dead; what they held is put back in any case.
+
+        Returns:
+            how many were put back, and the jobs of which `DEATHS` workers died: they are this worker's, to be failed.
+        """
+        at = now()
+        self._recover.call(
+            (self._wip, self._list),
+            (
+                RQ_KEY_PREFIX,
+                lease_key(""),
+                self._lease,
+                self._worker,
+                utcformat(at),
+                int(time.time()) + ttl,
+                DEATHS,
+                self._runs,
+                int(dead),
+                *(f"{one.id}:{one.run}" for one in in_hand),
+                *buried,
+            ),
+        )
+        back, poison = self._recover.result()
+        self._runs += len(poison)
+        return back, [self._taken(entry, at) for entry in poison]
 
     def close(self, endings: Sequence[Ending], *, release: bool = True) -> None:
         """Ask for runs to be closed in one step; see `closed`.
@@ -300,14 +366,28 @@ class Ledger:
         """Let go of the connections."""
         self._take.close()
         self._finish.close()
+        self._recover.close()
 
-    def claim(self, taken: Taken) -> bool:
+    def claim(self, job_id: str, run: str) -> bool:
         """Return whether this run is still this worker's to finish, and keep it so while RQ's own methods finish it.
 
         They take several round trips and have no fence. For that time no cleanup may take the run for abandoned.
         """
-        later = {f"{taken.id}:{taken.run}": int(time.time()) + _CLAIM_SECONDS}
-        return self.connection.zadd(self._wip, later, xx=True, ch=True) == 1
+        member = f"{job_id}:{run}"
+        with self.connection.pipeline() as pipe:
+            pipe.zadd(self._wip, {member: int(time.time()) + _CLAIM_SECONDS}, xx=True)
+            # Whether the score has changed would not tell: it may be the same.
+            pipe.zscore(self._wip, member)
+            return pipe.execute()[1] is not None
+
+    def suspect(self, taken: Taken) -> None:
+        """Write down that this job is in hand alone, of one taken before its model was loaded: now it can do harm."""
+        record = f"{RQ_KEY_PREFIX}:execution:{taken.id}:{taken.run}"
+        with self.connection.pipeline() as pipe:
+            pipe.hset(record, "alone", 1)
+            # It may be gone, and the run with it.
+            pipe.expire(record, _CLAIM_SECONDS)
+            pipe.execute()
 
     def count(self, *names: str) -> None:
         """Raise counters of the model by one, for what no script finishes."""

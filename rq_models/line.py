@@ -42,16 +42,16 @@ class Line:
         if self.expected:
             # Whoever asked the last time did not stay for the answers.
             self.close()
-        if self._connection is None:
-            self._connection = self.client.connection_pool.get_connection()
-            self._connection.send_command("CLIENT", "ID")
-            # A server that allows no such question lets nobody be unblocked either.
-            with suppress(ResponseError):
-                self._number = self._connection.read_response()
         # redis-py's own way around this function looks at each argument twice, which takes longer than all the rest.
         packed = b"".join(map(pack_command, commands))
-        self.expected = len(commands)
         try:
+            if self._connection is None:
+                self._connection = self.client.connection_pool.get_connection()
+                self._connection.send_command("CLIENT", "ID")
+                # A server that allows no such question lets nobody be unblocked either.
+                with suppress(ResponseError):
+                    self._number = self._connection.read_response()
+            self.expected = len(commands)
             self._connection.send_packed_command([packed], check_health=False)
         except BaseException:
             self.close()
@@ -60,6 +60,10 @@ class Line:
     def wait(self, seconds: float) -> bool:
         """Return whether an answer has begun to come within that time; only this wait may be interrupted."""
         return bool(select.select([self._connection._sock], [], [], seconds)[0])  # noqa: SLF001 - it has no public name
+
+    def answers(self, seconds: float) -> bool:
+        """Return whether an answer has begun to come within that time, or has come with the one before."""
+        return bool(self._connection.can_read(timeout=seconds))
 
     def unblock(self) -> None:
         """Let a command that blocks end at once; where the server does not allow that, it ends in its own time."""

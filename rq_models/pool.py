@@ -11,11 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from rq_models import guardian
+from rq_models.hangup import on_hang_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 """Seconds before a child that died is started again; doubled each time it does not live for `LONGEST_PAUSE`."""
+POOL_VARIABLE = "RQ_MODELS_POOL"
+"""Names the pool to its children, so that one knows by a pid which of the others are dead."""
 _POLL = 0.05
 
 
@@ -30,12 +34,14 @@ _POLL = 0.05
 class Child:
     """A running process: by its name for messages, and its command.
 
-    `last`: it is stopped after all others have left, because they need it until then.
+    `last`: it is stopped after all others have left, because they need it until then. `reloads`: it reads its
+    configuration again on a SIGHUP.
     """
 
     name: str
     command: list[str]
     last: bool
+    reloads: bool
     process: subprocess.Popen[bytes]
     pause: float = FIRST_PAUSE
     began: float = 0.0
@@ -52,15 +58,17 @@ class Pool:
     """
 
     def __init__(self, environ: dict[str, str], say: Callable[[str], None]) -> None:
-        self._environ = environ
+        self._environ = {**environ, POOL_VARIABLE: uuid.uuid4().hex}
         self._say = say
         self._children: list[Child] = []
         self._requests = 0
+        self._reload_requested = False
 
     def __enter__(self) -> Self:
         self._cleanup = ExitStack()
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for signum in (signal.SIGINT, signal.SIGTERM):
             self._cleanup.callback(signal.signal, signum, signal.signal(signum, self._request_stop))
+        self._cleanup.callback(signal.signal, signal.SIGHUP, on_hang_up(self._request_reload, self._request_stop))
         theirs, self._alive = os.pipe()
         # Isolated and without site: it needs nothing, and must not notice where it is started.
         self._guardian = subprocess.Popen(  # noqa: S603 - our own file
@@ -83,9 +91,9 @@ class Pool:
             self._guardian.communicate()
             self._cleanup.close()
 
-    def start(self, name: str, command: list[str], *, last: bool = False) -> Child:
+    def start(self, name: str, command: list[str], *, last: bool = False, reloads: bool = False) -> Child:
         """Run a command from now on, until the pool stops."""
-        child = Child(name, command, last, self._spawn(command), began=time.monotonic())
+        child = Child(name, command, last, reloads, self._spawn(command), began=time.monotonic())
         self._children.append(child)
         return child
 
@@ -93,13 +101,15 @@ class Pool:
         """Wait until the condition holds, or a stop is asked for; return whether it holds.
 
         Raises:
-            SystemExit: a child died meanwhile; what dies before all is up would only die again.
+            SystemExit: a child ended meanwhile; what ends by itself before all is up would only end again.
         """
         while not self._requests:
             for child in self._children:
-                if (status := child.process.poll()) is not None:
+                status = child.process.poll()
+                if status is not None and status >= 0:
                     self._say(f"{child.name} {_ending(status)}; stopping")
                     sys.exit(max(status, 1))
+                self._tend(child)
             if until():
                 return True
             time.sleep(_POLL)
@@ -108,6 +118,11 @@ class Pool:
     def keep(self) -> None:
         """Start again what dies, until a stop is asked for or every child has left of its own accord."""
         while self._children and not self._requests:
+            if self._reload_requested:
+                self._reload_requested = False
+                for child in self._children:
+                    if child.reloads and child.process.poll() is None:
+                        child.process.send_signal(signal.SIGHUP)
             for child in self._children:
                 self._tend(child)
             self._children = [child for child in self._children if child.process.returncode != 0]
@@ -126,13 +141,22 @@ class Pool:
             child.pause = min(child.pause * 2, LONGEST_PAUSE)
 
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(  # noqa: S603 - the pool's owner says what to run
-            command,
-            stdin=subprocess.DEVNULL,
-            env=self._environ,
-            process_group=self._guardian.pid,
-            pass_fds=[self._alive],
-        )
+        # A child begins with SIGHUP ignored: so it neither dies of one that comes before it listens, nor takes one for
+        # the end of the terminal, which is the pool's to notice.
+        handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            return subprocess.Popen(  # noqa: S603 - the pool's owner says what to run
+                command,
+                stdin=subprocess.DEVNULL,
+                env=self._environ,
+                process_group=self._guardian.pid,
+                pass_fds=[self._alive],
+            )
+        finally:
+            signal.signal(signal.SIGHUP, handler)
+
+    def _request_reload(self) -> None:
+        self._reload_requested = True
 
     def _request_stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler
         self._requests += 1

@@ -15,7 +15,10 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from redis.exceptions import OutOfMemoryError, ResponseError
 from rq.defaults import RQ_KEY_PREFIX
+
+from rq_models.health import is_about_one_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -70,6 +73,8 @@ class Card:
     result_ttl: int = 3600
     failure_ttl: int = 604800
     retries: int = 3
+    max_queued: int | None = None
+    max_input_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ class Serving:
     version: str | None = None
     loads: int = 0
     error: str | None = None
+    pool: str | None = None
+    """Of the processes that one ``rq-models worker`` or ``up`` has started; by it they know each other's pids."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,15 @@ def _encode(record: Card | Serving) -> str:
     return json.dumps(asdict(record), allow_nan=False)
 
 
+def _sound(reply: Any) -> Any:
+    """Return what a key holds, or None if it is something that nobody here has written."""
+    if isinstance(reply, Exception):
+        if isinstance(reply, ResponseError) and is_about_one_key(reply):
+            return None
+        raise reply
+    return reply
+
+
 def publish_card(connection: Redis, card: Card, *, only_if_unserved: bool = False) -> None:
     """Write a model's card.
 
@@ -145,7 +161,17 @@ def renew_lease(connection: Redis, model: str, serving: Serving, ttl: float) -> 
         pipe.zremrangebyscore(serving_key(model), "-inf", now)
         pipe.expire(serving_key(model), CARD_TTL)
         pipe.expire(card_key(model), CARD_TTL)
-        pipe.execute()
+        try:
+            pipe.execute()
+        except OutOfMemoryError:
+            # A full server still lets a key live on; else all workers would count as dead.
+            connection.pexpire(lease_key(serving.lease), int(ttl * 1000))
+            raise
+        except ResponseError as error:
+            if not is_about_one_key(error):
+                raise
+            # Somebody else's; the next renewal makes it anew.
+            connection.delete(serving_key(model))
 
 
 def drop_lease(connection: Redis, model: str, lease: str) -> None:
@@ -167,8 +193,8 @@ def read_models(connection: Redis, names: Iterable[str] | None = None) -> list[M
         for name in wanted:
             pipe.get(card_key(name))
             pipe.zrange(serving_key(name), 0, -1)
-        found = pipe.execute()
-    cards, leases = found[::2], found[1::2]
+        found = [_sound(reply) for reply in pipe.execute(raise_on_error=False)]
+    cards, leases = found[::2], [ids or [] for ids in found[1::2]]
     lease_ids = [lease.decode() for ids in leases for lease in ids]
     records = cast("list[bytes | None]", connection.mget([lease_key(one) for one in lease_ids])) if lease_ids else []
     # A lease that has run out is gone from its own key, whatever the zset says.

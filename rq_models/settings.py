@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from rq_models.errors import ConfigurationError
 
@@ -44,6 +44,19 @@ TTL = Annotated[int, Field(ge=-1)]
 """Seconds; -1 keeps for ever."""
 
 
+def _size(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"(\d{1,9}) ?([KMGT])B", value)
+    if not found:
+        raise ValueError('expected a size such as "2GB", or a whole number of bytes')
+    return int(found[1]) << 10 * (1 + "KMGT".index(found[2]))
+
+
+Size = Annotated[int, Field(gt=0), BeforeValidator(_size)]
+"""Bytes, or a text such as ``"512MB"``; each unit is 1024 of the one below."""
+
+
 class ModelSettings(BaseModel):
     """One table ``[models.<name>]``: what to serve, where, and within which limits. Times are seconds."""
 
@@ -58,11 +71,26 @@ class ModelSettings(BaseModel):
     max_batch_size: int = Field(default=64, ge=1, le=1000)
     max_batch_bytes: int = Field(default=8 << 20, ge=1)
     max_wait_ms: int = Field(default=0, ge=0)
+    max_queued: int | None = Field(default=None, ge=1)
+    """Jobs that may wait; None is any number. Jobs that are run again come on top."""
+    max_input_bytes: int = Field(default=16 << 20, ge=1, le=64 << 20)
+    """Of JSON. At most what is decompressed of any job, see `rq_models.jobs.MAX_DATA`."""
+    max_output_bytes: int = Field(default=16 << 20, ge=1, le=128 << 20)
+    """Of JSON. At most half of a frame, see `rq_models.host.frames.MAX_FRAME`."""
     workers: int = Field(default=1, ge=1)
     job_timeout: Seconds = 60
     load_timeout: Seconds = 300
+    load_retries: int = Field(default=3, ge=0)
+    """Further attempts to load, after growing pauses, before the jobs at hand fail with why it does not."""
+    lease: Annotated[float, Field(ge=1, le=3600)] = 10
+    """Seconds after which a worker that says nothing counts as dead, and its jobs are run again."""
     preload: bool = False
+    max_jobs: int | None = Field(default=None, ge=1)
+    """Predictions after which the model's process is replaced by a fresh one; the batch in hand is finished first."""
+    max_memory: Size | None = None
+    """Memory of the model's process and its children above which it is replaced, likewise."""
     swap: Literal["restart", "overlap"] = "restart"
+    """Whether the fresh one loads after the worn one has left, or beside it, which takes memory for two."""
     retries: int = Field(default=3, ge=0)
     """How often a job is run again after a fault of the system."""
     retry_on: tuple[str, ...] = ()
@@ -145,6 +173,15 @@ class Settings(BaseModel):
             _check_name(name, _source(layers, ("models", name)))
             models[name] = model.model_copy(update={"python": _interpreter(model.python, root)})
         return settings.model_copy(update={"models": models})
+
+    def again(self) -> Settings:
+        """Read the same folder again; the address stays, because connections do.
+
+        Raises:
+            ConfigurationError: see `load`.
+        """
+        folder = self.files[0].parent if self.files else self.root / "config"
+        return Settings.load(folder, redis_url=self.redis_url)
 
     def model(self, name: str) -> ModelSettings:
         """Return the settings of one model, or raise ConfigurationError that names the configured ones."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rq_models.errors import ModelCrashed, ModelFault, RqModelsError
+from rq_models.errors import ModelFault, ModelTimeout, RqModelsError
 from rq_models.horse import Horse, Interrupted, Item
 
 if TYPE_CHECKING:
@@ -17,15 +19,20 @@ if TYPE_CHECKING:
 Came: TypeAlias = "dict[str, Any] | RqModelsError | None"
 """What came of an item: its outcome, or the fault that was its own, or None if it was not decided any more."""
 
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+"""Seconds between two attempts to load; doubled each time."""
+_SLICE = 0.1
+_log = logging.getLogger("rq.worker.stable")
+
 
 class Stable:
-    """The horses of one worker, one at a time.
+    """The horses of one worker, one at work at a time.
 
     Args:
         name: the model's name.
         model: its settings.
         root: the project's root.
-        log: is given each line that the model prints.
+        log: is given each line that the model prints, and the horse that it came from.
         warmed: is told the card and the process id when a horse holds the model.
         lost: is told when a warm horse is gone.
         broken: is told why the model does not load.
@@ -37,17 +44,21 @@ class Stable:
         model: ModelSettings,
         root: Path,
         *,
-        log: Callable[[str], None],
+        log: Callable[[Horse, str], None],
         warmed: Callable[[dict[str, Any], int], None],
         lost: Callable[[], None],
         broken: Callable[[ModelFault], None],
     ) -> None:
         self.horse: Horse | None = None
-        self._name, self._model, self._root = name, model, root
+        self.model = model
+        self._name, self._root = name, root
         self._log, self._warmed, self._lost, self._broken = log, warmed, lost, broken
         self._loads_of_former_horses = 0
         self._killed_for: str | None = None
+        self._is_broken = False
         self.closing = threading.Event()
+        self.stopping = False
+        """Whether the worker finishes what is in hand and leaves: then nothing waits for another attempt to load."""
 
     # Other threads ask, too, and the horse may be dropped meanwhile: so it is looked up once.
 
@@ -69,37 +80,84 @@ class Stable:
         horse = self.horse
         return horse is not None and horse.alive and horse.card is not None
 
+    def new_horse(self, model: ModelSettings) -> Horse:
+        """Return another horse of these settings; it is not started."""
+        horse = Horse(self._name, model, self._root, lambda line: self._log(horse, line))
+        return horse
+
     def warm(self, beat: Callable[[], None]) -> Horse:
         """Return a horse that holds the model; the first call, and the first after a death, loads it.
 
-        Loading has a time limit of its own, outside the jobs'.
+        Loading has a time limit of its own, outside the jobs'. It is tried again up to `load_retries` times after a
+        growing pause, for what passes by itself: a file server that restarts, a card whose memory another process
+        still holds. A load that took too long is not: it has waited enough.
+
+        Once these attempts have failed the model is known to be broken, and each later call makes one attempt, without
+        a pause. So the jobs that come then learn of it at the price of one load for each batch, and the first one
+        after the repair runs. To answer them by what is known already, for a while, would be cheaper; but whoever has
+        just repaired a file and tries again would be told of the old fault.
 
         Raises:
             ModelFault: it does not load.
         """
         if self.horse is not None and self.is_warm:
             return self.horse
-        try:
-            try:
-                horse, card = self._load(beat)
-            except ModelCrashed as error:
-                if not error.retryable or self.closing.is_set():
-                    raise
-                # Something outside killed it, which says nothing of the model.
-                horse, card = self._load(beat)
-        except ModelFault as error:
+        retries = 0 if self._is_broken else self.model.load_retries
+        pause = _FIRST_PAUSE
+        while True:
+            # A failed import leaves half of itself in the process: each attempt gets a fresh one.
             self.drop()
-            if not self.closing.is_set():
-                self._broken(error)
-            raise
+            horse = self.horse = self.new_horse(self.model)
+            try:
+                card = horse.start().load(beat)
+                break
+            except ModelFault as error:
+                self.drop()
+                if self._is_leaving:
+                    raise
+                if not retries or isinstance(error, ModelTimeout):
+                    self._is_broken = True
+                    self._broken(error)
+                    raise
+                _log.warning("%s; trying again in %g s", error, pause)
+                if not self._pause(pause, beat):
+                    raise
+            retries -= 1
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        self._is_broken = False
         self._warmed(card, horse.pid)
         return horse
 
-    def _load(self, beat: Callable[[], None]) -> tuple[Horse, dict[str, Any]]:
-        # A failed import leaves half of itself in the process: each attempt gets a fresh one.
-        self.drop()
-        horse = self.horse = Horse(self._name, self._model, self._root, self._log)
-        return horse, horse.start().load(beat)
+    @property
+    def _is_leaving(self) -> bool:
+        return self.stopping or self.closing.is_set()
+
+    def _pause(self, seconds: float, beat: Callable[[], None]) -> bool:
+        """Wait, unless the worker is leaving; return whether it is not."""
+        until = time.monotonic() + seconds
+        while not self._is_leaving and (left := until - time.monotonic()) > 0:
+            beat()
+            time.sleep(min(left, _SLICE))
+        return not self._is_leaving
+
+    def unrun(self, items: Sequence[Item], error: ModelFault) -> list[tuple[Item, Came]]:
+        """Return what comes of items whose model did not load: its fault, or nothing yet if the worker is leaving.
+
+        What comes to nothing is told the last first: each goes back to the front of the queue.
+        """
+        came: Came = None if self._is_leaving else error
+        told = [(item, came) for item in items]
+        return told[::-1] if came is None else told
+
+    def switch(self, horse: Horse, model: ModelSettings) -> None:
+        """Let a horse that holds the model already take over, with the settings it was made of; between two batches."""
+        assert horse.card is not None  # noqa: S101 - it holds the model
+        former, self.horse, self.model = self.horse, horse, model
+        self._is_broken = False
+        if former is not None:
+            self._loads_of_former_horses += former.loads
+            former.close()
+        self._warmed(horse.card, horse.pid)
 
     def predict(  # noqa: C901 - all that can become of a batch, in one place
         self, items: list[Item], beat: Callable[[], None]
@@ -120,10 +178,8 @@ class Stable:
                     if decided:
                         yield list(zip(decided, outcomes, strict=True))
             except ModelFault as error:
-                groups.insert(0, group)
-                if not self.closing.is_set():
-                    yield [(item, error) for group in groups for item in group]
-                    return
+                yield self.unrun([item for some in (group, *groups) for item in some], error)
+                return
             except Interrupted as interrupted:
                 if not horse.alive:
                     self.drop()
@@ -138,7 +194,7 @@ class Stable:
                         groups.insert(0, group[1:])
                 self._forget_kill()
         if groups:
-            # The last first: each goes back to the front of the queue.
+            # The last first, as above.
             yield [(item, None) for group in groups for item in group][::-1]
 
     def _forget_kill(self) -> None:

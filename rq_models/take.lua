@@ -4,7 +4,7 @@
 -- KEYS  1 queue list, 2 rq:wip zset, 3 the worker's hash, 4 the worker's set of executions, 5 rq:suspended
 -- ARGV  1 how many at most, 2 RQ's key prefix, 3 worker name, 4 lease, 5 number of the first execution,
 --       6 time now as RQ writes it, 7 time now in seconds, 8 seconds that the execution records live,
---       9 bytes of job data after which no more are taken
+--       9 bytes of job data after which no more are taken, 10 whether the worker has no model yet
 -- Returns a list of {job id, execution id, values of the fields read, and of a job that is not plain its whole hash}, or
 -- of {job id, ''} where there was no such job; false when suspended.
 if redis.call('EXISTS', KEYS[5]) == 1 then
@@ -17,20 +17,28 @@ local job_prefix, run_prefix, runs_prefix = prefix .. ':job:', prefix .. ':execu
 local ends = math.floor(tonumber(seconds)) + ttl
 local taken, bytes, seen = {}, 0, {}
 local members, running = {}, {}
-for n, id in ipairs(call('LRANGE', KEYS[1], 0, tonumber(ARGV[1]) - 1)) do
-  if bytes >= most then break end
+local alone = false
+local ids = pcall('LRANGE', KEYS[1], 0, tonumber(ARGV[1]) - 1)
+if ids['err'] then
+  return redis.error_reply('WRONGTYPE ' .. KEYS[1] .. ' is no list; delete it')
+end
+for n, id in ipairs(ids) do
+  if bytes >= most or alone then break end
   local job = job_prefix .. id
-  local values = find(id, '^[%w_-]+$') and pcall('HMGET', job, 'data', 'attempts', $FIELDS) or {err = ''}
+  local values = find(id, '^[%w_-]+$') and pcall('HMGET', job, 'data', 'attempts', 'deaths', $FIELDS) or {err = ''}
   if values['err'] or (not values[1] and call('EXISTS', job) == 0) then
     taken[n] = {id, ''}
   elseif seen[id] then
     -- An id that stands in the queue twice is one job, and is run once.
     taken[n] = false
   else
+    -- What a dead worker held runs alone, so that it is seen whose fault that was.
+    alone = values[3] and true
+    if alone and #running > 0 then break end
     seen[id] = true
     bytes = bytes + #(values[1] or '')
     local whole
-    for at = 3, 2 + $HANGING do
+    for at = 4, 3 + $HANGING do
       if values[at] and values[at] ~= '' then
         whole = call('HGETALL', job)
         break
@@ -62,7 +70,7 @@ for _, entry in ipairs(taken) do
       'worker_name', worker, 'attempts', 1 + (tonumber(values[2]) or 0))
     call('PERSIST', job_prefix .. id)
     call('HSET', record, 'id', execution, 'job_id', id, 'created_at', seconds, 'last_heartbeat', seconds,
-      'worker_name', worker)
+      'worker_name', worker, unpack(#running == 1 and ARGV[10] == '0' and {'alone', 1} or {}))
     call('EXPIRE', record, ttl)
     if type(pcall('ZADD', runs, ends + 60, execution)) == 'table' then
       call('DEL', runs)

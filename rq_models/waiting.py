@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from redis import Redis
+from redis import BlockingConnectionPool, Redis
 from redis import exceptions as redis_errors
 from redis.backoff import NoBackoff
 from redis.connection import ConnectionPool
@@ -28,6 +28,7 @@ from rq.connections import get_connection_kwargs
 from rq.job import Job
 
 from rq_models.errors import RqModelsError
+from rq_models.health import FATAL, UNREACHABLE
 from rq_models.line import Line
 from rq_models.registry import PREFIX
 from rq_models.results import RESULTS, RETRIED, SUCCESS, Ended, judge
@@ -49,9 +50,8 @@ LONGEST_SLEEP = 3600.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between attempts to reach a server that is away."""
 
-UNREACHABLE = (redis_errors.ConnectionError, redis_errors.TimeoutError)
-FATAL = (redis_errors.AuthenticationError, redis_errors.AuthorizationError)
-"""Among the unreachable, by redis-py's classes, yet no attempt will mend it."""
+HURRY = 2.0
+"""Seconds that the server may take to answer when the caller's own time is over."""
 
 
 class Wait:
@@ -134,6 +134,11 @@ class Waiter:
         kwargs.update(retry_on_error=[], retry_on_timeout=False, protocol=2)
         self._reader = Redis.from_pool(ConnectionPool(connection.connection_pool.connection_class, **kwargs))
         self._line = Line(self._reader)
+        kwargs.update(socket_timeout=HURRY, socket_connect_timeout=HURRY, max_connections=8, timeout=HURRY)
+        self.hasty = Redis.from_pool(
+            BlockingConnectionPool(connection_class=connection.connection_pool.connection_class, **kwargs)
+        )
+        """For what is asked when the time is over already."""
         self._leader: object = None
         self._followers: dict[Wait, None] = {}
         self.unheard = False
@@ -306,6 +311,7 @@ class Waiter:
     def _hang_up(self) -> None:
         self._line.close()
         self._reader.close()
+        self.hasty.close()
 
     def _turn(self, limit: float, wait: Wait | None = None, command: Sequence[Any] = ()) -> None:
         """Look or read once, and deliver what was found; a server that is away costs a pause.
@@ -342,15 +348,23 @@ class Waiter:
         self._line.ask(*([tuple(command), read] if command else [read]))
         if wait is not None:
             try:
+                self._await_answer(seconds)
                 self._line.answer()
             except BaseException:
                 # The read goes on, for nobody.
                 self._line.close()
                 raise
             self.queued(wait)
+        self._await_answer(seconds)
         reply = self._line.answer()
         with self._lock:
             self._found(reply)
+
+    def _await_answer(self, seconds: float) -> None:
+        # A silent connection must not hold up a caller whose time is over: he has his last look.
+        if not self._line.answers(max(seconds, 0) + HURRY):
+            self._line.close()
+            raise redis_errors.TimeoutError("no answer")
 
     def _due(self) -> list[str]:
         """Return the jobs to look at now, if any."""

@@ -12,6 +12,7 @@ import secrets
 import signal
 import socket
 import sys
+import threading
 import time
 import uuid
 from contextlib import suppress
@@ -19,9 +20,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError, ResponseError
+from redis.retry import Retry
 from rq.callbacks import execute_failure_callback
 from rq.command import parse_payload
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
@@ -34,9 +36,11 @@ from rq.version import VERSION as RQ_VERSION
 from rq.worker import Worker
 from rq.worker.base import WorkerStatus
 
+from rq_models import orders
 from rq_models.errors import (
     CallerFault,
     ConfigurationError,
+    DeadlineExceeded,
     InvalidJob,
     JobCancelled,
     JobLost,
@@ -45,35 +49,55 @@ from rq_models.errors import (
     RqModelsError,
     from_record,
 )
+from rq_models.hangup import on_hang_up
+from rq_models.health import FATAL, eviction, explain, is_about_one_key, place, read_info, too_old
 from rq_models.horse import Item
 from rq_models.jobs import FUNCTION_PREFIX, ModelJob, parse_data
-from rq_models.lease import LEASE_SECONDS, Lease, own_connection
-from rq_models.ledger import GIVEN_UP, HAS_DEPENDENTS, UNWRITABLE, Ending, Ledger, Taken
-from rq_models.registry import Card, Serving, publish_card
+from rq_models.lease import Lease, own_connection
+from rq_models.ledger import (
+    DEATHS,
+    GIVEN_UP,
+    HAS_DEPENDENTS,
+    LEASE_LENGTH,
+    UNWRITABLE,
+    Ending,
+    Ledger,
+    Taken,
+)
+from rq_models.pool import POOL_VARIABLE
+from rq_models.registry import Card, Serving, drop_lease, publish_card, read_model
 from rq_models.settings import Settings
 from rq_models.stable import Stable
+from rq_models.succession import Succession
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import FrameType
 
+    from rq.executions import Execution
     from rq.queue import Queue
     from rq.worker import DequeueStrategy
 
+    from rq_models.horse import Horse
     from rq_models.settings import ModelSettings
     from rq_models.stable import Came
 
 PROVEN_RQ = "3.0"
 _SLICE = 0.01
 """Seconds of work after which finished jobs are not kept back any longer."""
-_PEEK = 5
+_PEEK = 2
 """Seconds that an idle worker waits for a job before it looks around."""
 _HELD = 0.1
 """Seconds that a batch may take for the next one to be taken meanwhile: as long do those jobs wait here, held."""
 _LONGEST_PAUSE = 10.0
-_LEASE_BYTES = 6
-"""Of chance in a lease's name, which each record of a run repeats several times."""
+_RUN_TTL = 3600
+"""Seconds that a run's records live without a heartbeat. Who died is known by the lease, long before RQ's own cleanup,
+which any stock worker does and ``rq info`` too, takes the run for abandoned and spends a retry on it."""
+_RECOVERY = 2.0
+"""Seconds between two looks for what dead workers held."""
 _NO_REPLY = 10
+_PUBLISHED = ("job_timeout", "result_ttl", "failure_ttl", "retries", "max_queued", "max_input_bytes")
+"""Settings that clients go by."""
 
 
 class ModelWorker(Worker):
@@ -92,12 +116,13 @@ class ModelWorker(Worker):
         for queue in self.queues:
             queue.serializer, queue.job_class = JSONSerializer, ModelJob
         self.settings = settings
-        self._lease_id = secrets.token_hex(_LEASE_BYTES)
+        self._lease_id = secrets.token_hex(LEASE_LENGTH // 2)
         self._in_hand: dict[str, Taken] = {}
         self._stopped: set[str] = set()
         self._ended: list[Ending] = []
         self._unsettled: tuple[list[Ending], list[Ending]] = ([], [])
         """Endings of which the server has been told, and those of which RQ's own methods will tell it."""
+        self._next_recovery = self._trusts_leases_from = 0.0
         self._more_waits = False
         self._may_look_ahead = False
         self._limit = 1
@@ -124,9 +149,23 @@ class ModelWorker(Worker):
         return self.stable.horse.pid if self.stable.running and self.stable.horse else 0
 
     @property
-    def _run_ttl(self) -> int:
-        """Seconds that a run's records live without a heartbeat, as in RQ."""
-        return int(self.job_monitoring_interval) + 60
+    def connection_timeout(self) -> int:
+        """Seconds that the server may take to answer; RQ's seven minutes are for a wait that is not done here."""
+        return _PEEK + _NO_REPLY
+
+    def _set_connection(self, connection: Redis) -> Redis:
+        connection = super()._set_connection(connection)
+        # What got no answer may have been done, so nothing is repeated but by those who know whether it may be; and
+        # they have a model to look after meanwhile.
+        connection.set_retry(Retry(NoBackoff(), 0))
+        return connection
+
+    def _set_ip_address(self, connection: Redis) -> None:
+        try:
+            super()._set_ip_address(connection)
+        except RedisError:
+            # A server that is away is waited for when the work starts.
+            self.ip_address = "unknown"
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -168,23 +207,29 @@ class ModelWorker(Worker):
             lost=lambda: self.lease.update(state="cold", horse_pid=None),
             broken=self._report_broken,
         )
-        self.default_result_ttl = self.model.result_ttl
-        if self.model.allowed_callbacks:
-            # The operator listed them; RQ imports them here, and they are found beside the models.
-            ModelJob.allowed_callbacks = frozenset(self.model.allowed_callbacks)
-            sys.path.append(str(self.settings.root))
+        self.succession = Succession(
+            self.stable,
+            self.queue.name,
+            read=lambda: check_queues(self.queue_names(), self._settings.again()),
+            adopt=self._adopt,
+            answer=self._answer,
+            wake=self._wake,
+        )
+        self._adopt(self.settings)
         self.log.addFilter(_is_worth_a_line)
-        self.bootstrap(logging_level, date_format, log_format)
+        self._patiently(lambda: self._sign_on(logging_level, date_format, log_format))
         self._report_start()
         if with_scheduler:
-            self._start_scheduler(burst, logging_level, date_format, log_format)
+            self._patiently(lambda: self._start_scheduler(burst, logging_level, date_format, log_format))
         self._install_signal_handlers()
-        self.lease = Lease(self.connection, self.queue.name, self._serving(), self._refresh, ttl=LEASE_SECONDS)
+        self.lease = Lease(self.connection, self.queue.name, self._serving(), self._refresh, ttl=self.model.lease)
         done = 0
         try:
-            publish_card(self.connection, self._card({}), only_if_unserved=True)
+            self._patiently(lambda: publish_card(self.connection, self._card({}), only_if_unserved=True))
             self.lease.update()
             self.lease.start()
+            self._patiently(self._bury_siblings)
+            self._patiently(self._look_at_server)
             if self.model.preload:
                 # If it fails, it is logged and on the card; the first job tries again.
                 with suppress(ModelFault):
@@ -200,6 +245,45 @@ class ModelWorker(Worker):
             self.teardown()
         return done > 0
 
+    def _patiently(self, step: Callable[[], object]) -> None:
+        """Take a step of the start, again and again until the server lets it."""
+        pause = 0.0
+        while True:
+            try:
+                step()
+            except RedisError as error:
+                said = explain(error, place(self.connection))
+                if isinstance(error, FATAL):
+                    raise SystemExit(said) from None
+                pause = min(pause * 2 or 0.1, _LONGEST_PAUSE)
+                self.log.error("Worker %s: not started: %s; trying again in %.1f s", self.name, said, pause)
+                self._interruptible(time.sleep, pause)
+            else:
+                return
+
+    def _sign_on(self, *logging_options: Any) -> None:
+        """Do what RQ does at the start; what an earlier attempt has done already is no obstacle."""
+        hears_commands: Any = self.pubsub_thread
+        if self.birth_date is not None:
+            self.connection.delete(self.key)
+            if self.pubsub is not None and not hears_commands:
+                self.pubsub.close()
+        if hears_commands:
+            self.register_birth()
+            self.set_state(WorkerStatus.STARTED)
+        else:
+            self.bootstrap(*logging_options)
+
+    def _look_at_server(self) -> None:
+        """Refuse a server that can't do what is needed, and say so of one that might lose jobs."""
+        info = read_info(self.connection)
+        if wrong := too_old(info, place(self.connection)):
+            raise SystemExit(wrong)
+        if warning := eviction(info):
+            self.log.warning("Worker %s: %s", self.name, warning)
+        if info.get("uptime_in_seconds", self.model.lease) < self.model.lease:
+            self._distrust_leases()
+
     def _loop(self, burst: bool, max_jobs: int | None, max_idle_time: int | None) -> int:
         done, pause, idle_since = 0, 0.0, time.monotonic()
         wait = 0 if burst else min(_PEEK, max_idle_time or _PEEK)
@@ -207,7 +291,12 @@ class ModelWorker(Worker):
         self._may_look_ahead = max_jobs is None
         while not self._stop_requested and (max_jobs is None or done < max_jobs):
             try:
+                if pause:
+                    # What the rest stumbled over, a full server say, may let these pass.
+                    self._flush()
+                self._recover_if_due()
                 self._maintain_if_due()
+                self.succession.tend(self._beat)
                 left = self.model.max_batch_size if max_jobs is None else max_jobs - done
                 # What ends now may put jobs into the queue: retries, dependents.
                 ending = bool(self._ended)
@@ -219,9 +308,11 @@ class ModelWorker(Worker):
                     break
             except RedisError as error:
                 # Away, loading, full, read-only: what is queued is safe there, and waiting is all there is to do.
+                self._next_recovery = 0.0
                 pause = min(pause * 2 or 0.1, _LONGEST_PAUSE)
                 results = f"; {len(self._ended)} results not written" if self._ended else ""
-                self.log.error("Worker %s: Redis: %s%s; trying again in %.1f s", self.name, error, results, pause)
+                said = explain(error, place(self.connection))
+                self.log.error("Worker %s: %s%s; trying again in %.1f s", self.name, said, results, pause)
                 self._interruptible(time.sleep, pause)
         return done
 
@@ -285,7 +376,8 @@ class ModelWorker(Worker):
                 self._flush()
             except RedisError as error:
                 pause = min(pause * 2 or 0.1, _LONGEST_PAUSE)
-                self.log.error("Worker %s: results not written: %s; trying again in %.1f s", self.name, error, pause)
+                said = explain(error, place(self.connection))
+                self.log.error("Worker %s: results not written: %s; trying again in %.1f s", self.name, said, pause)
                 if self._cold:
                     return
                 time.sleep(pause)
@@ -305,7 +397,8 @@ class ModelWorker(Worker):
             if wait and self.model.max_wait_ms:
                 self._wait_for_company(wait)
                 wait = 0
-            self.ledger.ask_for_jobs(limit, self.model.max_batch_bytes, self._run_ttl, wait)
+            cold = not self.stable.is_warm
+            self.ledger.ask_for_jobs(limit, self.model.max_batch_bytes, _RUN_TTL, wait, cold=cold)
             self._settle()
             if wait:
                 try:
@@ -335,13 +428,22 @@ class ModelWorker(Worker):
         if self.ledger.asked:
             self._more_waits = False
             self._put_back()
-        elif self._more_waits and self._may_look_ahead and self._batch_seconds < _HELD and self.stable.running:
-            self.ledger.ask_for_jobs(self._limit, self.model.max_batch_bytes, self._run_ttl)
+        elif (
+            self._more_waits
+            and self._may_look_ahead
+            and self._batch_seconds < _HELD
+            and self.stable.running
+            and time.monotonic() < self._next_recovery
+        ):
+            self.ledger.ask_for_jobs(self._limit, self.model.max_batch_bytes, _RUN_TTL)
 
     def _put_back(self) -> None:
         """Put back, at the front, jobs that were asked for and not begun; it costs them no retry."""
         entries = self.ledger.jobs() or []
-        self._ended += [_given_back(one) for one in reversed(entries) if isinstance(one, Taken)]
+        for one in reversed(entries):
+            if isinstance(one, Taken):
+                stopped = one.id in self._stopped
+                self._ended.append(self._failure(one, JobCancelled()) if stopped else _given_back(one))
         self._flush()
 
     def _wait_for_company(self, seconds: float) -> None:
@@ -356,6 +458,42 @@ class ModelWorker(Worker):
             self.set_state(WorkerStatus.SUSPENDED)
         self._interruptible(time.sleep, 1)
 
+    # -- recover ----------------------------------------------------------------------------------------------------
+
+    def _recover_if_due(self) -> None:
+        """Put back what workers held that are dead, and what this one was given by an answer that was lost.
+
+        Such an answer may yet come about: a server that has not noticed the end of a connection takes jobs for it.
+        """
+        now_ = time.monotonic()
+        # With an answer under way, this worker does not know all that it holds; `_look_ahead` lets that end.
+        if now_ < self._next_recovery or self.ledger.asked:
+            return
+        self._next_recovery = now_ + min(_RECOVERY, self.model.lease)
+        self._recover(dead=now_ >= self._trusts_leases_from and self.lease.is_sound)
+
+    def _recover(self, *, dead: bool, buried: Iterable[str] = ()) -> None:
+        back, poison = self.ledger.recover(self._in_hand.values(), _RUN_TTL, dead=dead, buried=buried)
+        if back:
+            self.log.warning("Worker %s: put back %d jobs that nobody holds any more", self.name, back)
+        for one in poison:
+            self._in_hand[one.id] = one
+            message = f"{DEATHS} workers died while they ran this job alone; it is not run again"
+            self._ended.append(self._failure(one, JobLost(message, retryable=False)))
+
+    def _distrust_leases(self) -> None:
+        """Give the others as long as a lease to renew theirs: the server was away just now."""
+        self._trusts_leases_from = time.monotonic() + self.model.lease
+
+    def _bury_siblings(self) -> None:
+        """Put back what processes of the same pool held that are dead, without waiting for the end of their leases."""
+        status = read_model(self.connection, self.queue.name)
+        siblings = [one for one in status.serving if one.pool == _POOL] if status and _POOL else []
+        if dead := [one.lease for one in siblings if not _runs(one.pid)]:
+            self._recover(dead=False, buried=dead)
+        for lease in dead:
+            drop_lease(self.connection, self.queue.name, lease)
+
     # -- predict ----------------------------------------------------------------------------------------------------
 
     def predict(self, taken: list[Taken]) -> Iterator[list[Ending]]:
@@ -368,15 +506,27 @@ class ModelWorker(Worker):
                 yield [self._failure(one, error)]
         if not items:
             return
-        with suppress(ModelFault):
-            # Now, so that loading does not count as working on these jobs; if it fails, each of them is told below.
+        was_cold = not self.stable.is_warm
+        try:
+            # Now, so that loading does not count as working on these jobs.
             self.stable.warm(self._beat)
-        began, version = now(), self.lease.serving.version
+        except ModelFault as error:
+            yield [self._ending(self._in_hand[item.id], came) for item, came in self.stable.unrun(items, error)]
+            return
+        began = now()
         stopped = [item for item in items if item.id in self._stopped]
         yield [self._failure(self._in_hand[item.id], JobCancelled()) for item in stopped]
-        left = [item for item in items if item not in stopped]
+        # Loading takes its time.
+        late = [item for item in items if was_cold and item not in stopped and self._in_hand[item.id].is_late]
+        yield [self._failure(self._in_hand[item.id], DeadlineExceeded()) for item in late]
+        left = [item for item in items if item not in stopped and item not in late]
+        if was_cold and len(left) == 1:
+            with suppress(RedisError):
+                self.ledger.suspect(self._in_hand[left[0].id])
         for some in self.stable.predict(left, self._beat) if left else ():
             ended = now()
+            # Of the horse that gave these answers; a crash may have brought up another in the middle of the batch.
+            version = self.lease.serving.version
             endings = []
             for item, came in some:
                 one = self._in_hand[item.id]
@@ -396,8 +546,9 @@ class ModelWorker(Worker):
         return Ending(taken, JobStatus.FINISHED, self._ttl(taken, b"result_ttl"), came["value"])
 
     def _item(self, taken: Taken) -> Item:
-        """Return what the horse is given of a job, or raise InvalidJob; nothing that the job names is imported."""
-        job_id, wanted = taken.id, f"{FUNCTION_PREFIX}{self.queue.name}"
+        """Return what the horse is given of a job, or raise why it is not run; nothing that it names is imported."""
+        job_id, model = taken.id, self.queue.name
+        wanted = f"{FUNCTION_PREFIX}{model}"
         if not taken.is_plain:
             for path in taken.job.callbacks:
                 if path not in self.model.allowed_callbacks:
@@ -406,7 +557,10 @@ class ModelWorker(Worker):
                         "does not list"
                     )
         try:
-            name, instance, args, kwargs = parse_data(taken.fields.get(b"data") or b"")
+            if taken.is_late:
+                raise DeadlineExceeded
+            data = taken.fields.get(b"data") or b""
+            name, instance, args, kwargs = parse_data(data, model, self.model.max_input_bytes)
             timeout = taken.number(b"timeout") or self.model.job_timeout
             for limit in (b"result_ttl", b"failure_ttl", b"retries_left"):
                 taken.number(limit)
@@ -476,23 +630,30 @@ class ModelWorker(Worker):
     def _settle(self) -> None:
         """Hear what became of the runs that were to be recorded; those that are no plain ones RQ records now."""
         (plain, others), self._unsettled = self._unsettled, ([], [])
+        left = [*plain, *others]
         try:
             for ending, answer in zip(plain, self.ledger.closed() if plain else (), strict=True):
                 if answer == HAS_DEPENDENTS:
                     others.append(ending)
-                elif answer == GIVEN_UP:
+                    continue
+                if answer == GIVEN_UP:
                     self.log.warning("Worker %s: job %s was given up meanwhile", self.name, ending.taken.id)
                 elif answer == UNWRITABLE:
                     self.log.error("Worker %s: job %s could not be finished whole", self.name, ending.taken.id)
+                left.remove(ending)
+                self._let_go(ending)
             for ending in others:
                 self._finish_by_rq(ending)
+                left.remove(ending)
+                self._let_go(ending)
         except RedisError:
             # Whoever waits for the server comes back to it; the fence makes a repetition harmless.
-            self._ended = [*plain, *(ending for ending in others if ending not in plain), *self._ended]
+            self._ended = [*left, *self._ended]
             raise
-        for ending in (*plain, *others):
-            if self._in_hand.get(ending.taken.id) is ending.taken:
-                del self._in_hand[ending.taken.id]
+
+    def _let_go(self, ending: Ending) -> None:
+        if self._in_hand.get(ending.taken.id) is ending.taken:
+            del self._in_hand[ending.taken.id]
 
     def _is_plain(self, ending: Ending) -> bool:
         if ending.status == JobStatus.QUEUED:
@@ -504,17 +665,30 @@ class ModelWorker(Worker):
 
     def _finish_by_rq(self, ending: Ending) -> None:
         """Let RQ record this run, with all that hangs on it: dependents, repeats, groups, rate limits, callbacks."""
+        try:
+            if self.ledger.claim(ending.taken.id, ending.taken.run):
+                self._claimed_by_rq(ending)
+            else:
+                self.log.warning("Worker %s: job %s was given up meanwhile", self.name, ending.taken.id)
+        except _GivenUp:
+            self.log.info("Worker %s: the end of job %s was written already", self.name, ending.taken.id)
+        except ResponseError as error:
+            if not is_about_one_key(error):
+                raise
+            # A key of this job's; no repetition would mend it, and the other jobs wait.
+            self.log.exception("Worker %s: job %s finished without what hangs on it", self.name, ending.taken.id)
+            self.ledger.close([ending], release=False)
+            self.ledger.closed()
+
+    def _claimed_by_rq(self, ending: Ending) -> None:
         taken, job, execution = ending.taken, ending.taken.job, ending.taken.execution
-        if not self.ledger.claim(taken):
-            self.log.warning("Worker %s: job %s was given up meanwhile", self.name, taken.id)
-            return
         self.ledger.count("batches", *ending.counters())
         job.started_at, job.ended_at, job.model_version = taken.started_at, taken.ended_at, taken.model_version
         job.redis_server_version = self.get_redis_server_version()
         if ending.status == JobStatus.FINISHED:
             try:
                 self._finalize_success(job, self.queue, execution, ending.value)
-            except RedisError:
+            except (RedisError, _GivenUp):
                 raise
             except Exception as error:
                 if job.success_callback is not None:
@@ -538,6 +712,15 @@ class ModelWorker(Worker):
             except Exception:
                 self.log.exception("Worker %s: failure callback of job %s", self.name, job.id)
         self.handle_job_failure(job, self.queue, exc_string=ending.exc_string or "", execution=execution)
+
+    def cleanup_execution(self, job: ModelJob, pipeline: Any, execution: Execution | None = None) -> None:  # type: ignore[override]
+        """Let RQ write a run's end, of which this is a part, unless it is written already.
+
+        Its transaction begins anew when its answer is lost, and knows no fence.
+        """
+        if execution is not None and not self.ledger.claim(job.id, execution.id):
+            raise _GivenUp
+        super().cleanup_execution(job, pipeline, execution)
 
     def handle_execution_ended(self, job: ModelJob, queue: Queue, heartbeat_ttl: int) -> None:  # type: ignore[override]  # noqa: ARG002
         """Note the end of a run; RQ's own also writes a heartbeat, which the result's save writes anyway."""
@@ -564,11 +747,13 @@ class ModelWorker(Worker):
                 for taken in self._in_hand.values():
                     self.maintain_heartbeats(taken.job, taken.execution)
         except RedisError as error:
-            self.log.warning("Worker %s: no heartbeat: %s", self.name, error)
+            self._next_recovery = 0.0
+            said = explain(error, place(self.connection))
+            self.log.warning("Worker %s: no heartbeat: %s", self.name, said)
 
     def get_heartbeat_ttl(self, job: ModelJob, working_time: float = 0.0) -> int:  # type: ignore[override]  # noqa: ARG002
         """Return for how long a beat holds; RQ's own shrinks with the job's time left, and falls below zero."""
-        return self._run_ttl
+        return _RUN_TTL
 
     def _maintain_if_due(self) -> None:
         """Run RQ's maintenance; a job that RQ can't read must end neither it nor this worker."""
@@ -576,9 +761,9 @@ class ModelWorker(Worker):
             return
         try:
             self.run_maintenance_tasks()
-        except RedisError:
-            raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, RedisError) and not is_about_one_key(error):
+                raise
             self.log.exception("Worker %s: maintenance", self.name)
             self.last_cleaned_at = now()  # type: ignore[assignment]  # RQ declares it by its first value, None
             self.queue.release_maintenance_lock()
@@ -590,6 +775,15 @@ class ModelWorker(Worker):
                 self.heartbeat(pipeline=pipe)
                 pipe.execute()
 
+    def _adopt(self, settings: Settings) -> None:
+        """Go by these settings from now on; the address and the lease are those of the start."""
+        self.settings = settings
+        self.default_result_ttl = self.model.result_ttl
+        # The operator listed them; RQ imports them here, and they are found beside the models.
+        ModelJob.allowed_callbacks = frozenset(self.model.allowed_callbacks)
+        if self.model.allowed_callbacks and str(settings.root) not in sys.path:
+            sys.path.append(str(settings.root))
+
     @property
     def _settings(self) -> Settings:
         assert self.settings is not None  # noqa: S101 - read in work(), before anything asks
@@ -597,11 +791,11 @@ class ModelWorker(Worker):
 
     def _card(self, card: dict[str, Any]) -> Card:
         known = {key: card[key] for key in Card.__dataclass_fields__ if key in card and key != "name"}
-        limits = {key: getattr(self.model, key) for key in ("job_timeout", "result_ttl", "failure_ttl", "retries")}
+        limits = {key: getattr(self.model, key) for key in _PUBLISHED}
         return Card(name=self.queue.name, **{**known, **limits})
 
     def _serving(self) -> Serving:
-        return Serving(lease=self._lease_id, worker=self.name, host=socket.gethostname(), pid=os.getpid())
+        return Serving(lease=self._lease_id, worker=self.name, host=socket.gethostname(), pid=os.getpid(), pool=_POOL)
 
     def _refresh(self, serving: Serving) -> Serving:
         state = serving.state if self.stable.is_warm or serving.state != "warm" else "cold"
@@ -615,11 +809,10 @@ class ModelWorker(Worker):
         if not RQ_VERSION.startswith(f"{PROVEN_RQ}."):
             self.log.warning("Worker %s: RQ %s was not tested, %s was", self.name, RQ_VERSION, PROVEN_RQ)
 
-    def _log_model(self, line: str) -> None:
-        horse = self.stable.horse
-        first, *more = self.stable.running or ("",)
+    def _log_model(self, horse: Horse, line: str) -> None:
+        first, *more = horse.running or ("",)
         jobs = f" {first}" * bool(first) + f" and {len(more)} more" * bool(more)
-        _model_log.info("[%s %s%s] %s", self.queue.name, horse.pid if horse else "-", jobs, line)
+        _model_log.info("[%s %s%s] %s", self.queue.name, horse.pid or "-", jobs, line)
 
     def _report_warm(self, card: dict[str, Any], pid: int) -> None:
         # What no server can store as text is no reason not to predict.
@@ -636,7 +829,23 @@ class ModelWorker(Worker):
         self.lease.update(state="broken", error=error.message, horse_pid=None, version=None)
         self.log.error("Worker %s: %s\n%s", self.name, error.message, error.traceback or "")
 
+    def _answer(self, token: str, error: RqModelsError | None) -> None:
+        version = self.lease.serving.version
+        try:
+            orders.answer(self.connection, token, orders.Answer(self.name, version, error and error.record()))
+        except RedisError as away:
+            self.log.error("Worker %s: the reload's outcome is not told: %s", self.name, away)
+
     # -- stop -------------------------------------------------------------------------------------------------------
+
+    def _install_signal_handlers(self) -> None:
+        super()._install_signal_handlers()
+        on_hang_up(self.succession.ask, self.request_stop)
+
+    def _wake(self) -> None:
+        """End the wait for jobs, if there is one, from any thread: there is something else to do."""
+        with suppress(RedisError):
+            self.ledger.stop_waiting()
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler
         """First SIGTERM or Ctrl-C: finish what is in hand, take nothing more, leave."""
@@ -644,7 +853,7 @@ class ModelWorker(Worker):
         signal.signal(signal.SIGINT, self.request_force_stop)
         signal.signal(signal.SIGTERM, self.request_force_stop)
         self.handle_warm_shutdown_request()
-        self._stop_requested = True
+        self._stop_requested = self.stable.stopping = True
         if self._may_be_interrupted:
             raise StopRequested
 
@@ -652,8 +861,16 @@ class ModelWorker(Worker):
         """Carry out a command; RQ's own ``stop-job`` knows the first job of a batch only. Runs on the pubsub thread."""
         try:
             payload = parse_payload(message)
-            if payload.get("command") in ("stop-job", "stop-execution"):
+            command = payload.get("command")
+            if command in ("stop-job", "stop-execution"):
                 self._stop_job(str(payload.get("job_id")))
+            elif command == orders.RELOAD:
+                self.succession.ask(str(payload.get("token")))
+                self._wake()
+            elif command == orders.DRAIN:
+                # Once: the second signal would kill the prediction in hand.
+                if not self._stop_requested:
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             else:
                 super().handle_payload(message)
         except Exception:
@@ -694,6 +911,7 @@ class ModelWorker(Worker):
             # It is leaving already; one more signal must not end it in the middle of signing off.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.succession.close()
         self.stable.drop()
         self.lease.release()
         self.ledger.leave()
@@ -703,10 +921,14 @@ class ModelWorker(Worker):
             self.log.warning("Worker %s: not signed off, Redis is away: %s", self.name, error)
 
     def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
-        # redis-py's TimeoutError is no ConnectionError: RQ's handler lets the thread die of it, and stop-job with it.
-        if isinstance(exc, RedisTimeoutError):
+        # RQ's handler lets the thread die of all but a ConnectionError, and stop-job with it.
+        if isinstance(exc, RedisError | OSError) and not isinstance(exc, RedisConnectionError):
             exc = RedisConnectionError(str(exc))
         super()._pubsub_exception_handler(exc, pubsub, pubsub_thread)
+
+
+class _GivenUp(Exception):
+    """This run is not this worker's to finish any more."""
 
 
 _model_log = logging.getLogger("rq.worker.model")
@@ -716,6 +938,19 @@ def _is_worth_a_line(record: logging.LogRecord) -> bool:
     """Drop what RQ says of its own housekeeping, every 30 seconds for ever."""
     housekeeping = ("Worker %s: cleaning ", "Worker %s: subscribing ", "Worker %s: unsubscribing ")
     return record.levelno > logging.INFO or not str(record.msg).startswith(housekeeping)
+
+
+_POOL = os.environ.get(POOL_VARIABLE)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _given_back(taken: Taken) -> Ending:

@@ -16,6 +16,7 @@ from rq_models.cli.doctor import check
 from rq_models.cli.init import init
 from rq_models.cli.jobs import failed, job, replay
 from rq_models.cli.models import models, predict
+from rq_models.cli.orders import drain, reload_model
 from rq_models.cli.outcome import EXIT_CODES, explain
 from rq_models.cli.run import dashboard, redis, up, worker
 
@@ -63,5 +64,5 @@ def main(app: App, url: str | None, config: str | None) -> None:
     app.url, app.config = url, config
 
 
-for _command in (init, up, worker, redis, dashboard, predict, models, job, failed, replay, check):
+for _command in (init, up, worker, redis, dashboard, predict, models, reload_model, drain, job, failed, replay, check):
     main.add_command(_command)

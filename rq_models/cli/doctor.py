@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rq_models import health
 from rq_models.cli.outcome import explain, one_line
 from rq_models.errors import ModelBroken, ModelFault, RqModelsError
 from rq_models.horse import Horse
+from rq_models.registry import PREFIX
 from rq_models.server import ServerUnavailable
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
     from rq_models.cli.app import App
 
-OLDEST_REDIS = (6, 2)
+_TRIAL = f"{PREFIX}check"
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 _REMEDIES = {
     "missing": "correct the name, or that class",
@@ -74,23 +76,22 @@ def _configuration(app: App) -> Iterator[tuple[str, str]]:
 
 def _redis(app: App) -> Iterator[tuple[str, str]]:
     info: dict[str, Any] = app.connection.info()
-    version = str(info.get("redis_version", "0"))
-    name = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {version}"
-    if tuple(int(part) for part in version.split(".")[:2] if part.isdecimal()) < OLDEST_REDIS:
-        raise ServerUnavailable(f"{name} at {app.masked_url} is too old; 6.2 or newer is needed")
-    yield "ok", f"redis: {name} at {app.masked_url}"
+    where = app.masked_url or ""
+    if wrong := health.too_old(info, where) or health.replica(info, where):
+        raise ServerUnavailable(wrong)
+    # Whatever keeps it from being written to: it is full, say.
+    app.connection.set(_TRIAL, "", px=1000)
+    app.connection.delete(_TRIAL)
+    yield "ok", f"redis: {health.name_of(info)} at {where}"
     if info.get("aof_enabled"):
         yield "ok", "persistence: append-only file"
     else:
         lost = "a crash or a restart loses all jobs since the last snapshot, if there are any"
         yield "warn", f"persistence: no append-only file, so {lost}; set appendonly yes"
-    policy, limit = str(info.get("maxmemory_policy", "unknown")), int(info.get("maxmemory", 0))
-    if policy == "noeviction":
-        yield "ok", "eviction: noeviction"
-    elif not limit:
-        yield "warn", f"eviction: {policy} would drop jobs once maxmemory is set; set maxmemory-policy noeviction"
-    else:
-        raise ServerUnavailable(f"eviction: {policy} drops jobs at {limit >> 20} MiB; set maxmemory-policy noeviction")
+    drops = health.eviction(info)
+    if drops and info.get("maxmemory"):
+        raise ServerUnavailable(drops)
+    yield ("warn", drops) if drops else ("ok", "eviction: noeviction")
 
 
 def _remedy(error: ModelBroken, python: str) -> str:

@@ -60,7 +60,7 @@ def predict(app: App, model: str, text: str, timeout: float) -> None:
     from rq_models import Client  # noqa: PLC0415 - 0.2 s that the other commands need not wait
 
     data = _read(text)
-    with Client(app.redis_url) as client:
+    with Client(app.redis_url, patience=0) as client:
         click.echo(to_json(client.predict(model, data, timeout=timeout)))
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import click
-from redis import exceptions as redis_errors
 from redis.exceptions import RedisError
 
-from rq_models import errors
+from rq_models import errors, health
 from rq_models.server import ServerUnavailable
 
 FAILURE = 1
@@ -39,7 +38,7 @@ def explain(error: BaseException, where: str | None) -> tuple[int, str]:
     if isinstance(error, errors.RqModelsError) and error.type and error.type not in text:
         text = f"{text} ({error.type})" if isinstance(error, errors.InvalidInput) else f"{error.type}: {text}"
     elif isinstance(error, RedisError):
-        text = _about_redis(error, where or "the configured address")
+        text = health.explain(error, where or "the configured address")
     elif isinstance(error, click.UsageError):
         text = f"{error.format_message()} (see '{error.ctx.command_path if error.ctx else 'rq-models'} --help')"
     elif isinstance(error, KeyboardInterrupt | click.Abort):
@@ -47,16 +46,6 @@ def explain(error: BaseException, where: str | None) -> tuple[int, str]:
     elif not isinstance(error, errors.RqModelsError | click.ClickException | OSError):
         text = f"unexpected {type(error).__name__}; for the traceback, run it again with RQ_MODELS_DEBUG=1"
     return code, one_line(text)
-
-
-def _about_redis(error: RedisError, where: str) -> str:
-    if isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError) or "NOAUTH" in str(error):
-        return f"Redis at {where} refuses the user name or password ({error}); correct redis_url or REDIS_URL"
-    if isinstance(error, redis_errors.BusyLoadingError):
-        return f"Redis at {where} is still reading its data; try again in a moment"
-    if isinstance(error, redis_errors.ConnectionError | redis_errors.TimeoutError):
-        return f"no Redis answers at {where} ({error}); run 'rq-models redis', or correct redis_url or REDIS_URL"
-    return f"Redis at {where} answered: {error}"
 
 
 def one_line(text: str) -> str:

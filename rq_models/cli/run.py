@@ -127,7 +127,7 @@ def _supervise(app: App, models: list[str], *, own_server: bool = False, port: i
             # Not by patience: reading much data takes as long as it takes, and its death is noticed.
             if not pool.wait(lambda: _pings(app)):
                 return
-        workers = [pool.start(model, _command("worker", model)) for model in models]
+        workers = [pool.start(model, _command("worker", model), reloads=True) for model in models]
         if port:
             pool.start("dashboard", _command("dashboard", "--port", str(port)))
         if pool.wait(lambda: _all_serve(app, workers) and (port is None or _answers(port))):

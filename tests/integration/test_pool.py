@@ -166,7 +166,7 @@ def test_a_killed_supervisor_leaves_nothing(spawn: Callable[..., RunningWorker],
     assert lines(out) == ["started", "stopped"]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_all(spawn: Callable[..., RunningWorker], tmp_path: Path, signum: signal.Signals) -> None:
     parent, pids, out = supervise(spawn, tmp_path, WAITS)
 
@@ -174,6 +174,23 @@ def test_a_signal_stops_all(spawn: Callable[..., RunningWorker], tmp_path: Path,
 
     assert not any(is_alive(pid) for pid in pids)
     assert lines(out) == ["started", "stopped"]
+
+
+def test_a_request_to_reload_is_passed_on_to_those_that_can(said: list[str], tmp_path: Path) -> None:
+    hears = WAITS.replace("out =", 'signal.signal(signal.SIGHUP, lambda *_: print("reload", file=out))\nout =')
+    hears = hears.replace("signal.pause()", "while True: signal.pause()")
+    one, other = tmp_path / "one", tmp_path / "other"
+    with make(said) as pool:
+        pool.start("one", python(hears, one), reloads=True)
+        # Such a signal would end this one, which has no handler of its own.
+        pool.start("other", python(WAITS, other))
+        assert pool.wait(lambda: lines(one) == lines(other) == ["started"])
+        os.kill(os.getpid(), signal.SIGHUP)
+        run_until(pool, lambda: lines(one) == ["started", "reload"])
+
+    assert lines(one) == ["started", "reload", "stopped"]
+    assert lines(other) == ["started", "stopped"]
+    assert said == []
 
 
 def test_a_terminals_interrupt_reaches_the_children_once(spawn: Callable[..., RunningWorker], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def stable(tmp_path: Path):
         "echo",
         settings,
         tmp_path,
-        log=lambda _: None,
+        log=lambda *_: None,
         warmed=lambda *_: None,
         lost=lambda: None,
         broken=lambda _: None,

@@ -33,7 +33,7 @@ def blocking() -> None:
         assert_type(jobs, list[ClientJob])
         assert_type(client.wait_all(jobs, timeout=1.5, return_exceptions=True), list[Any])
         assert_type(client.as_completed(jobs), Iterator[ClientJob])
-        assert_type(client.predict("iris", [1.5], 10, job_timeout="1m"), Any)
+        assert_type(client.predict("iris", [1.5], 10, job_timeout="1m", deadline=0.5), Any)
         assert_type(client.predict_many("iris", iter([1])), list[Any])
         assert_type(client.models(), list[ModelStatus])
         assert_type(client.models()[0].card, Card | None)

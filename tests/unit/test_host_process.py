@@ -22,6 +22,7 @@ from rq_models.host import frames
 BOOT = Path(rq_models.host.__file__).with_name("boot.py")
 MODELS = Path(__file__).parent.parent / "models"
 PATIENCE = 60
+MAX_OUTPUT = 16 << 20
 
 
 def oldest_python() -> str | None:
@@ -74,7 +75,8 @@ class Process:
         return self._answers.popleft()
 
     def load(self, path: str = "unruly:Unruly", root: Path = MODELS) -> dict[str, Any]:
-        return self.ask({"op": "load", "name": "petals", "class": path, "root": str(root), "nan": "error"})
+        limits = {"nan": "error", "max_output_bytes": MAX_OUTPUT}
+        return self.ask({"op": "load", "name": "petals", "class": path, "root": str(root), **limits})
 
     def predict(self, *order: Any, timeout: float | None = None) -> dict[str, Any]:
         return self.predict_all([{"id": "1", "input": list(order), "timeout": timeout}])[0]
@@ -268,6 +270,22 @@ def test_an_output_too_large_for_a_frame_fails_alone(horse):
     assert error(outcomes[1])["kind"] == "InvalidOutput"
     assert outcomes[2] == {"value": "x" * 20}
     assert error(horse.predict("repeat", 10_001))["message"].endswith("bytes of JSON, which is too large")
+
+
+def test_outputs_of_a_batch_that_do_not_go_into_one_frame_go_into_several(started, tmp_path):
+    (tmp_path / "repeat.py").write_text(
+        "import sys\n"
+        "class Model:\n"
+        "  def __init__(self): sys.modules['_rq_models_host.frames'].MAX_FRAME = 10_000\n"
+        "  def predict(self, times): raise RuntimeError('it is predicted together')\n"
+        "  def predict_batch(self, many): return ['x' * times for times in many]\n"
+    )
+    started.load("repeat:Model", tmp_path)
+
+    outcomes = started.predict_all([{"id": "1", "input": times, "timeout": 5} for times in (6000, 11_000, 6001)])
+
+    assert [outcomes[0], outcomes[2]] == [{"value": "x" * 6000}, {"value": "x" * 6001}]
+    assert error(outcomes[1])["kind"] == "InvalidOutput"
 
 
 # What the model prints.

@@ -42,6 +42,7 @@ def test_defaults_are_the_designs(folder: Path) -> None:
     assert (model.job_timeout, model.load_timeout, model.preload, model.swap) == (60, 300, False, "restart")
     assert (model.retries, model.retry_on, model.result_ttl, model.failure_ttl) == (3, (), 3600, 604800)
     assert (model.allowed_callbacks, model.env) == ((), {})
+    assert (model.max_queued, model.max_input_bytes, model.max_output_bytes) == (None, 16 << 20, 16 << 20)
 
 
 def test_settings_are_frozen(folder: Path) -> None:
@@ -104,6 +105,14 @@ def test_an_interpreter_path_starts_at_the_root_and_keeps_its_links(folder: Path
         ("retry_on = 'KeyError'", "models.iris_model.retry_on", "expected a list in square brackets"),
         ("swap = 'later'", "models.iris_model.swap", "'restart' or 'overlap'"),
         ("job_timeout = -5", "models.iris_model.job_timeout", "expected greater than 0, got -5"),
+        ("max_memory = '2 gigs'", "models.iris_model.max_memory", 'expected a size such as "2GB"'),
+        ("max_memory = 0", "models.iris_model.max_memory", "expected greater than 0, got 0"),
+        ("max_memory = true", "models.iris_model.max_memory", "expected a whole number"),
+        ("max_queued = 0", "models.iris_model.max_queued", "expected greater than or equal to 1, got 0"),
+        ("max_queued = 'many'", "models.iris_model.max_queued", "expected a whole number, got 'many'"),
+        ("max_input_bytes = 1e6", "models.iris_model.max_input_bytes", "expected a whole number, got 1000000.0"),
+        ("max_input_bytes = 67108865", "models.iris_model.max_input_bytes", "less than or equal to 67108864"),
+        ("max_output_bytes = 0", "models.iris_model.max_output_bytes", "expected greater than or equal to 1, got 0"),
     ],
 )
 def test_a_wrong_key_or_type_names_file_key_and_remedy(folder: Path, line: str, key: str, remedy: str) -> None:
@@ -111,6 +120,12 @@ def test_a_wrong_key_or_type_names_file_key_and_remedy(folder: Path, line: str, 
     said = complaint(folder)
     assert said.startswith(f"{folder / 'base.toml'}: {key}")
     assert remedy in said
+
+
+@pytest.mark.parametrize(("written", "size"), [("4096", 4096), ("'512MB'", 512 << 20), ("'2 GB'", 2 << 30)])
+def test_a_size_has_a_unit_or_is_in_bytes(folder: Path, written: str, size: int) -> None:
+    (folder / "base.toml").write_text(f"{BASE}max_memory = {written}\n")
+    assert load(folder).model("iris_model").max_memory == size
 
 
 def test_the_file_named_is_the_one_whose_value_counts(folder: Path) -> None:

@@ -150,6 +150,10 @@ def test_what_waits_for_a_clock_is_not_run(serve_models):
         job.wait(timeout=0.05)
 
 
+def test_a_job_is_run_before_any_deadline(serve_models):
+    assert serve_models(flaky=Flaky).predict("flaky", 1, timeout=30, deadline=0.001) == 1
+
+
 def test_threads_share_it_and_the_model_sees_one_at_a_time(serve_models):
     class Exclusive:
         def __init__(self):
