@@ -39,8 +39,8 @@ class Line:
         Raises:
             RedisError: the server is away.
         """
-        if self.expected:
-            # Whoever asked the last time did not stay for the answers.
+        if self.expected or self._is_cut:
+            # Whoever asked the last time did not stay for the answers; or the server has hung up since.
             self.close()
         # redis-py's own way around this function looks at each argument twice, which takes longer than all the rest.
         packed = b"".join(map(pack_command, commands))
@@ -56,6 +56,12 @@ class Line:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def _is_cut(self) -> bool:
+        """Whether the connection has ended while nothing was asked: then there is something to read, its end."""
+        sock = self._connection and self._connection._sock  # noqa: SLF001 - as below
+        return sock is not None and bool(select.select([sock], [], [], 0)[0])
 
     def wait(self, seconds: float) -> bool:
         """Return whether an answer has begun to come within that time; only this wait may be interrupted."""

@@ -103,7 +103,7 @@ class ChaosClient(threading.Thread):
 
     def _order(self, n: int) -> dict[str, object]:
         # Most are quick; some are so slow that something happens meanwhile.
-        most = self._chance.choices([0.002, 0.1, 1.0], [100, 20, 2])[0]
+        most = self._chance.choices([0.002, 0.1, 1.0], [40, 10, 1])[0]
         return {"n": n, "seconds": round(self._chance.uniform(0, most), 4)}
 
     def _one(self, client: Client, orders: list[dict[str, object]]) -> None:
