@@ -116,7 +116,7 @@ def _fits(schema: Any, data: Any) -> bool:
             return rules <= {"items"} and ("items" not in rules or all(_fits(schema["items"], one) for one in data))
         case "object":
             fields = schema.get("properties", {})
-            same = rules <= {"properties"} and fields.keys() == data.keys()
+            same = rules <= {"properties"} and fields.keys() == data.keys() >= set(schema.get("required", ()))
             return same and all(_fits(fields[name], one) for name, one in data.items())
         case "number" | "integer":
             return rules <= _WITHIN.keys() and all(_WITHIN[rule](data, schema[rule]) for rule in rules)
@@ -144,7 +144,7 @@ def _lenient() -> Any:
     kept = {"$ref", "$dynamicRef", "allOf", "anyOf", "items", "prefixItems", "minItems"}
     kept |= {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
     rules = {
-        **{name: rule if name in kept else None for name, rule in known.items()},
+        **{name: rule if name in kept else _unchecked for name, rule in known.items()},
         "type": _type,
         "enum": _enum,
         "const": lambda validator, option, value, schema: _enum(validator, [option], value, schema),
@@ -163,6 +163,10 @@ def _error(message: str, **details: Any) -> Any:
 
 
 # Each of these takes what jsonschema calls them with: the validator, the keyword's value, the input, the schema around.
+
+
+def _unchecked(*_: Any) -> tuple[()]:
+    return ()
 
 
 def _type(_: Any, types: Any, value: Any, schema: Any) -> Iterator[Any]:

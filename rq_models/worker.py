@@ -20,39 +20,28 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from redis import Redis
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
-from redis.retry import Retry
-from rq.callbacks import execute_failure_callback
+from redis.exceptions import RedisError
 from rq.command import parse_payload
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
 from rq.exceptions import StopRequested
 from rq.job import JobStatus
 from rq.job_lifecycle import call_exception_handlers
-from rq.serializers import JSONSerializer
 from rq.utils import now
 from rq.version import VERSION as RQ_VERSION
-from rq.worker import Worker
 from rq.worker.base import WorkerStatus
 
 from rq_models import orders
 from rq_models.errors import (
-    CallerFault,
     ConfigurationError,
     DeadlineExceeded,
-    InvalidJob,
     JobCancelled,
     JobLost,
-    ModelCrashed,
     ModelFault,
     RqModelsError,
-    from_record,
 )
 from rq_models.hangup import on_hang_up
-from rq_models.health import FATAL, eviction, explain, is_about_one_key, place, read_info, too_old
-from rq_models.horse import Item
-from rq_models.jobs import FUNCTION_PREFIX, ModelJob, parse_data
+from rq_models.health import FATAL, eviction, explain, place, read_info, too_old
+from rq_models.jobs import ModelJob
 from rq_models.lease import Lease, own_connection
 from rq_models.ledger import (
     DEATHS,
@@ -66,59 +55,46 @@ from rq_models.ledger import (
 )
 from rq_models.pool import POOL_VARIABLE
 from rq_models.registry import Card, Serving, drop_lease, publish_card, read_model
+from rq_models.rq_worker import PEEK, REPLY_TIMEOUT, RUN_TTL, RQWorker
 from rq_models.settings import Settings
 from rq_models.stable import Stable
 from rq_models.succession import Succession
+from rq_models.verdicts import Verdicts, given_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import FrameType
 
-    from rq.executions import Execution
-    from rq.queue import Queue
     from rq.worker import DequeueStrategy
 
-    from rq_models.horse import Horse
+    from rq_models.horse import Horse, Item
     from rq_models.settings import ModelSettings
-    from rq_models.stable import Came
 
 PROVEN_RQ = "3.0"
 _SLICE = 0.01
 """Seconds of work after which finished jobs are not kept back any longer."""
-_PEEK = 2
-"""Seconds that an idle worker waits for a job before it looks around."""
 _HELD = 0.1
 """Seconds that a batch may take for the next one to be taken meanwhile: as long do those jobs wait here, held."""
 _LONGEST_PAUSE = 10.0
-_RUN_TTL = 3600
-"""Seconds that a run's records live without a heartbeat. Who died is known by the lease, long before RQ's own cleanup,
-which any stock worker does and ``rq info`` too, takes the run for abandoned and spends a retry on it."""
 _RECOVERY = 2.0
 """Seconds between two looks for what dead workers held."""
-_NO_REPLY = 10
 _PUBLISHED = ("job_timeout", "result_ttl", "failure_ttl", "retries", "max_queued", "max_input_bytes")
 """Settings that clients go by."""
 
 
-class ModelWorker(Worker):
+class ModelWorker(RQWorker):
     """An RQ worker that serves one configured model from its own queue.
 
     It takes what `rq.worker.Worker` takes; the job class and the serializer are always ours. `settings` is read from
     ``config/`` when the work starts, unless it is given.
     """
 
-    job_class = ModelJob
-    log_result_lifespan = False
-
     def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
-        # RQ's command passes its own defaults for both, so class attributes alone would never win.
-        super().__init__(*args, **{**kwargs, "job_class": ModelJob, "serializer": JSONSerializer})
-        for queue in self.queues:
-            queue.serializer, queue.job_class = JSONSerializer, ModelJob
+        super().__init__(*args, **kwargs)
         self.settings = settings
+        self.verdicts = Verdicts(self.queues[0].name if self.queues else "", lambda: self.model, self._report_failure)
         self._lease_id = secrets.token_hex(LEASE_LENGTH // 2)
         self._in_hand: dict[str, Taken] = {}
-        self._stopped: set[str] = set()
         self._ended: list[Ending] = []
         self._unsettled: tuple[list[Ending], list[Ending]] = ([], [])
         """Endings of which the server has been told, and those of which RQ's own methods will tell it."""
@@ -129,13 +105,6 @@ class ModelWorker(Worker):
         self._flushed = 0.0
         self._seconds_per_job = self._batch_seconds = 1.0
         self._cold = False
-        self._may_be_interrupted = False
-        self._next_heartbeat = 0.0
-
-    @property
-    def queue(self) -> Queue:
-        """The one queue."""
-        return self.queues[0]
 
     @property
     def model(self) -> ModelSettings:
@@ -147,25 +116,6 @@ class ModelWorker(Worker):
     def horse_pid(self) -> int:
         """Process id of a horse that is at work, else 0."""
         return self.stable.horse.pid if self.stable.running and self.stable.horse else 0
-
-    @property
-    def connection_timeout(self) -> int:
-        """Seconds that the server may take to answer; RQ's seven minutes are for a wait that is not done here."""
-        return _PEEK + _NO_REPLY
-
-    def _set_connection(self, connection: Redis) -> Redis:
-        connection = super()._set_connection(connection)
-        # What got no answer may have been done, so nothing is repeated but by those who know whether it may be; and
-        # they have a model to look after meanwhile.
-        connection.set_retry(Retry(NoBackoff(), 0))
-        return connection
-
-    def _set_ip_address(self, connection: Redis) -> None:
-        try:
-            super()._set_ip_address(connection)
-        except RedisError:
-            # A server that is away is waited for when the work starts.
-            self.ip_address = "unknown"
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -193,7 +143,7 @@ class ModelWorker(Worker):
             # RQ's command would print the traceback of anything else.
             raise SystemExit(error.message) from None
         self.ledger = Ledger(
-            own_connection(self.connection, socket_timeout=_PEEK + _NO_REPLY, client_name=f"{self.name}:ledger"),
+            own_connection(self.connection, socket_timeout=REPLY_TIMEOUT, client_name=f"{self.name}:ledger"),
             self.queue,
             self.name,
             self._lease_id,
@@ -216,8 +166,7 @@ class ModelWorker(Worker):
             wake=self._wake,
         )
         self._adopt(self.settings)
-        self.log.addFilter(_is_worth_a_line)
-        self._patiently(lambda: self._sign_on(logging_level, date_format, log_format))
+        self._patiently(lambda: self.sign_on(logging_level, date_format, log_format))
         self._report_start()
         if with_scheduler:
             self._patiently(lambda: self._start_scheduler(burst, logging_level, date_format, log_format))
@@ -257,22 +206,9 @@ class ModelWorker(Worker):
                     raise SystemExit(said) from None
                 pause = min(pause * 2 or 0.1, _LONGEST_PAUSE)
                 self.log.error("Worker %s: not started: %s; trying again in %.1f s", self.name, said, pause)
-                self._interruptible(time.sleep, pause)
+                self.interruptible(time.sleep, pause)
             else:
                 return
-
-    def _sign_on(self, *logging_options: Any) -> None:
-        """Do what RQ does at the start; what an earlier attempt has done already is no obstacle."""
-        hears_commands: Any = self.pubsub_thread
-        if self.birth_date is not None:
-            self.connection.delete(self.key)
-            if self.pubsub is not None and not hears_commands:
-                self.pubsub.close()
-        if hears_commands:
-            self.register_birth()
-            self.set_state(WorkerStatus.STARTED)
-        else:
-            self.bootstrap(*logging_options)
 
     def _look_at_server(self) -> None:
         """Refuse a server that can't do what is needed, and say so of one that might lose jobs."""
@@ -286,7 +222,7 @@ class ModelWorker(Worker):
 
     def _loop(self, burst: bool, max_jobs: int | None, max_idle_time: int | None) -> int:
         done, pause, idle_since = 0, 0.0, time.monotonic()
-        wait = 0 if burst else min(_PEEK, max_idle_time or _PEEK)
+        wait = 0 if burst else min(PEEK, max_idle_time or PEEK)
         # With a number of jobs to run, none may be taken beyond it.
         self._may_look_ahead = max_jobs is None
         while not self._stop_requested and (max_jobs is None or done < max_jobs):
@@ -295,7 +231,7 @@ class ModelWorker(Worker):
                     # What the rest stumbled over, a full server say, may let these pass.
                     self._flush()
                 self._recover_if_due()
-                self._maintain_if_due()
+                self.maintain_if_due()
                 self.succession.tend(self._beat)
                 left = self.model.max_batch_size if max_jobs is None else max_jobs - done
                 # What ends now may put jobs into the queue: retries, dependents.
@@ -313,7 +249,7 @@ class ModelWorker(Worker):
                 results = f"; {len(self._ended)} results not written" if self._ended else ""
                 said = explain(error, place(self.connection))
                 self.log.error("Worker %s: %s%s; trying again in %.1f s", self.name, said, results, pause)
-                self._interruptible(time.sleep, pause)
+                self.interruptible(time.sleep, pause)
         return done
 
     def work_once(self, limit: int, wait: float = 0) -> int:
@@ -344,7 +280,7 @@ class ModelWorker(Worker):
             lost = JobLost(f"the worker failed unexpectedly: {type(error).__name__}: {error}")
             decided = {ending.taken.id for ending in self._ended}
             undecided = [one for one in taken if one.id in self._in_hand and one.id not in decided]
-            self._ended += [self._failure(one, lost) for one in undecided]
+            self._ended += [self.verdicts.failure(one, lost) for one in undecided]
         self._batch_seconds = time.monotonic() - began
         self._seconds_per_job = self._batch_seconds / len(taken)
         return len(taken)
@@ -390,7 +326,7 @@ class ModelWorker(Worker):
         The results of the batch before go first. Where many jobs wait, these were asked for already, see `_look_ahead`,
         and those results go when the horse is busy again.
         """
-        self._heartbeat_if_due()
+        self.heartbeat_if_due()
         if not self.ledger.asked:
             self.finish()
             wait = 0 if self._more_waits else wait
@@ -398,11 +334,11 @@ class ModelWorker(Worker):
                 self._wait_for_company(wait)
                 wait = 0
             cold = not self.stable.is_warm
-            self.ledger.ask_for_jobs(limit, self.model.max_batch_bytes, _RUN_TTL, wait, cold=cold)
+            self.ledger.ask_for_jobs(limit, self.model.max_batch_bytes, RUN_TTL, wait, cold=cold)
             self._settle()
             if wait:
                 try:
-                    self._interruptible(self.ledger.wait_for_jobs, wait)
+                    self.interruptible(self.ledger.wait_for_jobs, wait)
                 except StopRequested:
                     # What is taken at this very moment is still run.
                     self.ledger.stop_waiting()
@@ -416,7 +352,7 @@ class ModelWorker(Worker):
         if entries is None:
             self._wait_while_suspended()
         self._in_hand |= {one.id: one for one in taken}
-        self._stopped &= self._in_hand.keys()
+        self.verdicts.stopped &= self._in_hand.keys()
         self._state = WorkerStatus.BUSY if taken else self._state if entries is None else WorkerStatus.IDLE
         return taken
 
@@ -435,28 +371,28 @@ class ModelWorker(Worker):
             and self.stable.running
             and time.monotonic() < self._next_recovery
         ):
-            self.ledger.ask_for_jobs(self._limit, self.model.max_batch_bytes, _RUN_TTL)
+            self.ledger.ask_for_jobs(self._limit, self.model.max_batch_bytes, RUN_TTL)
 
     def _put_back(self) -> None:
         """Put back, at the front, jobs that were asked for and not begun; it costs them no retry."""
         entries = self.ledger.jobs() or []
         for one in reversed(entries):
             if isinstance(one, Taken):
-                stopped = one.id in self._stopped
-                self._ended.append(self._failure(one, JobCancelled()) if stopped else _given_back(one))
+                stopped = one.id in self.verdicts.stopped
+                self._ended.append(self.verdicts.failure(one, JobCancelled()) if stopped else given_back(one))
         self._flush()
 
     def _wait_for_company(self, seconds: float) -> None:
         """Wait for a job, and then, as the configuration asks, for others to join it."""
         queue = self.queue.key
-        if self._interruptible(self.ledger.connection.blmove, queue, queue, seconds, "LEFT", "LEFT") is not None:
-            self._interruptible(time.sleep, self.model.max_wait_ms / 1000)
+        if self.interruptible(self.ledger.connection.blmove, queue, queue, seconds, "LEFT", "LEFT") is not None:
+            self.interruptible(time.sleep, self.model.max_wait_ms / 1000)
 
     def _wait_while_suspended(self) -> None:
         if self._state != WorkerStatus.SUSPENDED:
             self.log.info("Worker %s: suspended, run 'rq resume' to go on", self.name)
             self.set_state(WorkerStatus.SUSPENDED)
-        self._interruptible(time.sleep, 1)
+        self.interruptible(time.sleep, 1)
 
     # -- recover ----------------------------------------------------------------------------------------------------
 
@@ -473,13 +409,13 @@ class ModelWorker(Worker):
         self._recover(dead=now_ >= self._trusts_leases_from and self.lease.is_sound)
 
     def _recover(self, *, dead: bool, buried: Iterable[str] = ()) -> None:
-        back, poison = self.ledger.recover(self._in_hand.values(), _RUN_TTL, dead=dead, buried=buried)
+        back, poison = self.ledger.recover(self._in_hand.values(), RUN_TTL, dead=dead, buried=buried)
         if back:
             self.log.warning("Worker %s: put back %d jobs that nobody holds any more", self.name, back)
         for one in poison:
             self._in_hand[one.id] = one
             message = f"{DEATHS} workers died while they ran this job alone; it is not run again"
-            self._ended.append(self._failure(one, JobLost(message, retryable=False)))
+            self._ended.append(self.verdicts.failure(one, JobLost(message, retryable=False)))
 
     def _distrust_leases(self) -> None:
         """Give the others as long as a lease to renew theirs: the server was away just now."""
@@ -501,9 +437,9 @@ class ModelWorker(Worker):
         items: list[Item] = []
         for one in taken:
             try:
-                items.append(self._item(one))
+                items.append(self.verdicts.item(one))
             except RqModelsError as error:
-                yield [self._failure(one, error)]
+                yield [self.verdicts.failure(one, error)]
         if not items:
             return
         was_cold = not self.stable.is_warm
@@ -511,14 +447,14 @@ class ModelWorker(Worker):
             # Now, so that loading does not count as working on these jobs.
             self.stable.warm(self._beat)
         except ModelFault as error:
-            yield [self._ending(self._in_hand[item.id], came) for item, came in self.stable.unrun(items, error)]
+            yield [self.verdicts.ending(self._in_hand[item.id], came) for item, came in self.stable.unrun(items, error)]
             return
         began = now()
-        stopped = [item for item in items if item.id in self._stopped]
-        yield [self._failure(self._in_hand[item.id], JobCancelled()) for item in stopped]
+        stopped = [item for item in items if item.id in self.verdicts.stopped]
+        yield [self.verdicts.failure(self._in_hand[item.id], JobCancelled()) for item in stopped]
         # Loading takes its time.
         late = [item for item in items if was_cold and item not in stopped and self._in_hand[item.id].is_late]
-        yield [self._failure(self._in_hand[item.id], DeadlineExceeded()) for item in late]
+        yield [self.verdicts.failure(self._in_hand[item.id], DeadlineExceeded()) for item in late]
         left = [item for item in items if item not in stopped and item not in late]
         if was_cold and len(left) == 1:
             with suppress(RedisError):
@@ -531,88 +467,12 @@ class ModelWorker(Worker):
             for item, came in some:
                 one = self._in_hand[item.id]
                 one.started_at, one.ended_at, one.model_version = began, ended, version
-                endings.append(self._ending(one, came))
+                endings.append(self.verdicts.ending(one, came))
             yield endings
-
-    def _ending(self, taken: Taken, came: Came) -> Ending:
-        if came is None:
-            return _given_back(taken)
-        if isinstance(came, RqModelsError):
-            return self._failure(taken, came)
-        if "error" in came:
-            return self._failure(taken, from_record(came["error"], traceback=came["traceback"]))
-        if taken.id in self._stopped:
-            return self._failure(taken, JobCancelled())
-        return Ending(taken, JobStatus.FINISHED, self._ttl(taken, b"result_ttl"), came["value"])
-
-    def _item(self, taken: Taken) -> Item:
-        """Return what the horse is given of a job, or raise why it is not run; nothing that it names is imported."""
-        job_id, model = taken.id, self.queue.name
-        wanted = f"{FUNCTION_PREFIX}{model}"
-        if not taken.is_plain:
-            for path in taken.job.callbacks:
-                if path not in self.model.allowed_callbacks:
-                    raise InvalidJob(
-                        f"job {job_id} wants '{path:.200}' called, which models.{self.queue.name}.allowed_callbacks "
-                        "does not list"
-                    )
-        try:
-            if taken.is_late:
-                raise DeadlineExceeded
-            data = taken.fields.get(b"data") or b""
-            name, instance, args, kwargs = parse_data(data, model, self.model.max_input_bytes)
-            timeout = taken.number(b"timeout") or self.model.job_timeout
-            for limit in (b"result_ttl", b"failure_ttl", b"retries_left"):
-                taken.number(limit)
-        except ValueError as error:
-            raise InvalidJob(f"job {job_id} can't be read: {error}") from None
-        if name != wanted or instance is not None:
-            raise InvalidJob(f"job {job_id} names '{name!s:.200}'; queue {self.queue.name} runs '{wanted}' only")
-        if not isinstance(args, list) or len(args) != 1 or kwargs:
-            raise InvalidJob(f"job {job_id} must have exactly one argument, the input")
-        return Item(job_id, args[0], timeout if timeout > 0 else None)
 
     def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:  # noqa: ARG002 - RQ's signature
         """Kill the horse, from any thread: for RQ's kill-horse command and a cold shutdown."""
         self.stable.kill()
-
-    # -- decide -----------------------------------------------------------------------------------------------------
-
-    def _failure(self, taken: Taken, error: RqModelsError) -> Ending:
-        """Return how a failed run ends: for good, or with the job back in its queue if this fault may be retried."""
-        if taken.id in self._stopped:
-            error = JobCancelled(f"job {taken.id} was stopped on request")
-        error.job_id = taken.id
-        if isinstance(error, JobCancelled):
-            status = JobStatus.STOPPED
-        else:
-            status = JobStatus.QUEUED if self._may_retry(taken, error) else JobStatus.FAILED
-        how = "retried" if status == JobStatus.QUEUED else status.value
-        self.log.warning("Worker %s: job %s %s: %s: %s", self.name, taken.id, how, type(error).__name__, error)
-        if self._exc_handlers:
-            call_exception_handlers(self._exc_handlers, taken.job, type(error), error, None)
-        return Ending(taken, status, self._ttl(taken, b"failure_ttl"), error.record(), error)
-
-    def _may_retry(self, taken: Taken, error: RqModelsError) -> bool:
-        """Decide whether a fault may spend a retry: the system's always, the caller's never, the model's if listed."""
-        if isinstance(error, CallerFault) or not (taken.number(b"retries_left") or 0) > 0:
-            return False
-        if not isinstance(error, ModelFault):
-            return error.retryable
-        if isinstance(error, ModelCrashed) and error.retryable:
-            return True
-        # Retry(...) always brings intervals; the client's own default, for the system's faults, brings none.
-        asked_by_caller = bool(taken.fields.get(b"retry_intervals"))
-        return asked_by_caller or not {error.type, type(error).__name__}.isdisjoint(self.model.retry_on)
-
-    def _ttl(self, taken: Taken, name: bytes) -> int:
-        """Return for how long a job is kept: what it says, else what the model's settings say."""
-        try:
-            ttl = taken.number(name)
-        except ValueError:
-            ttl = None
-        default = self.default_result_ttl if name == b"result_ttl" else self.model.failure_ttl
-        return max(default if ttl is None else ttl, -1)
 
     # -- finish -----------------------------------------------------------------------------------------------------
 
@@ -643,7 +503,7 @@ class ModelWorker(Worker):
                 left.remove(ending)
                 self._let_go(ending)
             for ending in others:
-                self._finish_by_rq(ending)
+                self.finish_by_rq(ending)
                 left.remove(ending)
                 self._let_go(ending)
         except RedisError:
@@ -663,69 +523,6 @@ class ModelWorker(Worker):
         # A job that is not kept at all is deleted with all its traces.
         return ending.taken.is_plain and ending.ttl != 0
 
-    def _finish_by_rq(self, ending: Ending) -> None:
-        """Let RQ record this run, with all that hangs on it: dependents, repeats, groups, rate limits, callbacks."""
-        try:
-            if self.ledger.claim(ending.taken.id, ending.taken.run):
-                self._claimed_by_rq(ending)
-            else:
-                self.log.warning("Worker %s: job %s was given up meanwhile", self.name, ending.taken.id)
-        except _GivenUp:
-            self.log.info("Worker %s: the end of job %s was written already", self.name, ending.taken.id)
-        except ResponseError as error:
-            if not is_about_one_key(error):
-                raise
-            # A key of this job's; no repetition would mend it, and the other jobs wait.
-            self.log.exception("Worker %s: job %s finished without what hangs on it", self.name, ending.taken.id)
-            self.ledger.close([ending], release=False)
-            self.ledger.closed()
-
-    def _claimed_by_rq(self, ending: Ending) -> None:
-        taken, job, execution = ending.taken, ending.taken.job, ending.taken.execution
-        self.ledger.count("batches", *ending.counters())
-        job.started_at, job.ended_at, job.model_version = taken.started_at, taken.ended_at, taken.model_version
-        job.redis_server_version = self.get_redis_server_version()
-        if ending.status == JobStatus.FINISHED:
-            try:
-                self._finalize_success(job, self.queue, execution, ending.value)
-            except (RedisError, _GivenUp):
-                raise
-            except Exception as error:
-                if job.success_callback is not None:
-                    # Somebody else's code, by whose failure RQ fails the job.
-                    message = f"the success callback raised {type(error).__name__}: {error}"
-                    self._finish_by_rq(self._failure(taken, InvalidJob(message)))
-                    return
-                # A dependent that RQ can't read, say: no reason to lose a good result.
-                self.log.exception("Worker %s: job %s finished without its dependents", self.name, job.id)
-                self.ledger.close([ending], release=False)
-                self.ledger.closed()
-            return
-        job.failure_ttl, job.error, job.may_retry = ending.ttl, ending.value, ending.status == JobStatus.QUEUED
-        if ending.status == JobStatus.STOPPED:
-            self._stopped_job_id = job.id
-            self._handle_stopped_job(job, self.queue, execution)
-            return
-        if ending.status == JobStatus.FAILED and ending.error is not None:
-            try:
-                execute_failure_callback(job, self.death_penalty_class, type(ending.error), ending.error, None)
-            except Exception:
-                self.log.exception("Worker %s: failure callback of job %s", self.name, job.id)
-        self.handle_job_failure(job, self.queue, exc_string=ending.exc_string or "", execution=execution)
-
-    def cleanup_execution(self, job: ModelJob, pipeline: Any, execution: Execution | None = None) -> None:  # type: ignore[override]
-        """Let RQ write a run's end, of which this is a part, unless it is written already.
-
-        Its transaction begins anew when its answer is lost, and knows no fence.
-        """
-        if execution is not None and not self.ledger.claim(job.id, execution.id):
-            raise _GivenUp
-        super().cleanup_execution(job, pipeline, execution)
-
-    def handle_execution_ended(self, job: ModelJob, queue: Queue, heartbeat_ttl: int) -> None:  # type: ignore[override]  # noqa: ARG002
-        """Note the end of a run; RQ's own also writes a heartbeat, which the result's save writes anyway."""
-        job.ended_at = job.last_heartbeat = now()
-
     # -- report -----------------------------------------------------------------------------------------------------
 
     def _beat(self) -> None:
@@ -741,7 +538,7 @@ class ModelWorker(Worker):
             else:
                 self._flush()
             if not self._in_hand:
-                self._heartbeat_if_due()
+                self.heartbeat_if_due()
             elif time.monotonic() >= self._next_heartbeat:
                 self._next_heartbeat = time.monotonic() + self.job_monitoring_interval / 2
                 for taken in self._in_hand.values():
@@ -750,30 +547,6 @@ class ModelWorker(Worker):
             self._next_recovery = 0.0
             said = explain(error, place(self.connection))
             self.log.warning("Worker %s: no heartbeat: %s", self.name, said)
-
-    def get_heartbeat_ttl(self, job: ModelJob, working_time: float = 0.0) -> int:  # type: ignore[override]  # noqa: ARG002
-        """Return for how long a beat holds; RQ's own shrinks with the job's time left, and falls below zero."""
-        return _RUN_TTL
-
-    def _maintain_if_due(self) -> None:
-        """Run RQ's maintenance; a job that RQ can't read must end neither it nor this worker."""
-        if not self.should_run_maintenance_tasks:
-            return
-        try:
-            self.run_maintenance_tasks()
-        except Exception as error:
-            if isinstance(error, RedisError) and not is_about_one_key(error):
-                raise
-            self.log.exception("Worker %s: maintenance", self.name)
-            self.last_cleaned_at = now()  # type: ignore[assignment]  # RQ declares it by its first value, None
-            self.queue.release_maintenance_lock()
-
-    def _heartbeat_if_due(self) -> None:
-        if time.monotonic() >= self._next_heartbeat:
-            self._next_heartbeat = time.monotonic() + self.job_monitoring_interval / 2
-            with self.connection.pipeline(transaction=False) as pipe:
-                self.heartbeat(pipeline=pipe)
-                pipe.execute()
 
     def _adopt(self, settings: Settings) -> None:
         """Go by these settings from now on; the address and the lease are those of the start."""
@@ -824,6 +597,11 @@ class ModelWorker(Worker):
         except RedisError as error:
             self.log.error("Worker %s: card not published: %s", self.name, error)
         self.log.info("Worker %s: model %s is warm", self.name, self.queue.name)
+
+    def _report_failure(self, taken: Taken, how: str, error: RqModelsError) -> None:
+        self.log.warning("Worker %s: job %s %s: %s: %s", self.name, taken.id, how, type(error).__name__, error)
+        if self._exc_handlers:
+            call_exception_handlers(self._exc_handlers, taken.job, type(error), error, None)
 
     def _report_broken(self, error: ModelFault) -> None:
         self.lease.update(state="broken", error=error.message, horse_pid=None, version=None)
@@ -881,7 +659,7 @@ class ModelWorker(Worker):
         if job_id not in self._in_hand and not self.ledger.asked:
             self.log.warning("Worker %s: not working on job %s, command ignored", self.name, job_id)
             return
-        self._stopped.add(job_id)
+        self.verdicts.stopped.add(job_id)
         # In a batch, its result is dropped instead.
         self.stable.stop(job_id)
 
@@ -893,17 +671,6 @@ class ModelWorker(Worker):
         self.log.warning("Worker %s: cold shutdown", self.name)
         self._cold = True
         self.stable.abandon()
-
-    def _interruptible(self, wait: Callable[..., Any], *args: Any) -> Any:
-        """Wait for something while no job is in hand: a request to stop ends it."""
-        self._may_be_interrupted = True
-        try:
-            # Looked at with the flag up: a signal from here on raises by itself.
-            if self._stop_requested:
-                raise StopRequested
-            return wait(*args)
-        finally:
-            self._may_be_interrupted = False
 
     def teardown(self) -> None:
         """Leave Redis and the machine as if this worker had never been."""
@@ -920,24 +687,8 @@ class ModelWorker(Worker):
         except RedisError as error:
             self.log.warning("Worker %s: not signed off, Redis is away: %s", self.name, error)
 
-    def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
-        # RQ's handler lets the thread die of all but a ConnectionError, and stop-job with it.
-        if isinstance(exc, RedisError | OSError) and not isinstance(exc, RedisConnectionError):
-            exc = RedisConnectionError(str(exc))
-        super()._pubsub_exception_handler(exc, pubsub, pubsub_thread)
-
-
-class _GivenUp(Exception):
-    """This run is not this worker's to finish any more."""
-
 
 _model_log = logging.getLogger("rq.worker.model")
-
-
-def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    """Drop what RQ says of its own housekeeping, every 30 seconds for ever."""
-    housekeeping = ("Worker %s: cleaning ", "Worker %s: subscribing ", "Worker %s: unsubscribing ")
-    return record.levelno > logging.INFO or not str(record.msg).startswith(housekeeping)
 
 
 _POOL = os.environ.get(POOL_VARIABLE)
@@ -951,10 +702,6 @@ def _runs(pid: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _given_back(taken: Taken) -> Ending:
-    return Ending(taken, JobStatus.QUEUED, put_back=True)
 
 
 def check_queues(queues: list[str], settings: Settings | None = None) -> Settings:
