@@ -15,6 +15,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from socket import socket
 
     from redis import Redis
 
@@ -61,11 +62,11 @@ class Line:
     def _is_cut(self) -> bool:
         """Whether the connection has ended while nothing was asked: then there is something to read, its end."""
         sock = self._connection and self._connection._sock  # noqa: SLF001 - as below
-        return sock is not None and bool(select.select([sock], [], [], 0)[0])
+        return sock is not None and _is_readable(sock, 0)
 
     def wait(self, seconds: float) -> bool:
         """Return whether an answer has begun to come within that time; only this wait may be interrupted."""
-        return bool(select.select([self._connection._sock], [], [], seconds)[0])  # noqa: SLF001 - it has no public name
+        return _is_readable(self._connection._sock, seconds)  # noqa: SLF001 - it has no public name
 
     def answers(self, seconds: float) -> bool:
         """Return whether an answer has begun to come within that time, or has come with the one before."""
@@ -97,6 +98,13 @@ class Line:
         if connection is not None:
             connection.disconnect()
             self.client.connection_pool.release(connection)
+
+
+def _is_readable(sock: socket, seconds: float) -> bool:
+    # Not `select`, which knows no descriptor above 1023: a web server may have that many connections.
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 class Script(Line):

@@ -342,19 +342,24 @@ class ModelWorker(RQWorker):
                 except StopRequested:
                     # What is taken at this very moment is still run.
                     self.ledger.stop_waiting()
+        taken = self._given()
+        if not taken:
+            self._flush()
+        if taken is None:
+            self._wait_while_suspended()
+            return []
+        self._in_hand |= {one.id: one for one in taken}
+        self.verdicts.stopped &= self._in_hand.keys()
+        self._state = WorkerStatus.BUSY if taken else WorkerStatus.IDLE
+        return taken
+
+    def _given(self) -> list[Taken] | None:
+        """Return the jobs that were asked for, oldest first; None while RQ is suspended."""
         entries = self.ledger.jobs()
-        taken = [entry for entry in entries or () if isinstance(entry, Taken)]
         for entry in entries or ():
             if isinstance(entry, str):
                 self.log.warning("Worker %s: queue entry %.100s has no job, dropped", self.name, entry)
-        if not taken:
-            self._flush()
-        if entries is None:
-            self._wait_while_suspended()
-        self._in_hand |= {one.id: one for one in taken}
-        self.verdicts.stopped &= self._in_hand.keys()
-        self._state = WorkerStatus.BUSY if taken else self._state if entries is None else WorkerStatus.IDLE
-        return taken
+        return None if entries is None else [entry for entry in entries if isinstance(entry, Taken)]
 
     def _look_ahead(self) -> None:
         """While the horse is busy with a full batch, have the server look for the next one already.
@@ -367,6 +372,7 @@ class ModelWorker(RQWorker):
         elif (
             self._more_waits
             and self._may_look_ahead
+            and not self._stop_requested
             and self._batch_seconds < _HELD
             and self.stable.running
             and time.monotonic() < self._next_recovery
@@ -375,11 +381,11 @@ class ModelWorker(RQWorker):
 
     def _put_back(self) -> None:
         """Put back, at the front, jobs that were asked for and not begun; it costs them no retry."""
-        entries = self.ledger.jobs() or []
-        for one in reversed(entries):
-            if isinstance(one, Taken):
-                stopped = one.id in self.verdicts.stopped
-                self._ended.append(self.verdicts.failure(one, JobCancelled()) if stopped else given_back(one))
+        # Before what may be put back already of the batch in hand, which is older: each goes to the front.
+        self._ended[:0] = [
+            self.verdicts.failure(one, JobCancelled()) if one.id in self.verdicts.stopped else given_back(one)
+            for one in reversed(self._given() or ())
+        ]
         self._flush()
 
     def _wait_for_company(self, seconds: float) -> None:
@@ -516,6 +522,9 @@ class ModelWorker(RQWorker):
             del self._in_hand[ending.taken.id]
 
     def _is_plain(self, ending: Ending) -> bool:
+        if ending.put_back:
+            # To RQ it would be a failure: a retry spent, or the end of a job that has none.
+            return True
         if ending.status == JobStatus.QUEUED:
             intervals = ending.taken.fields.get(b"retry_intervals") or b""
             # Retries that wait go through RQ's scheduled registry.
@@ -537,7 +546,8 @@ class ModelWorker(RQWorker):
                 self.finish()
             else:
                 self._flush()
-            if not self._in_hand:
+            if self.ledger.asked or not self._in_hand:
+                # This batch has just begun; of the one before, which may have ended, no run must beat any more.
                 self.heartbeat_if_due()
             elif time.monotonic() >= self._next_heartbeat:
                 self._next_heartbeat = time.monotonic() + self.job_monitoring_interval / 2

@@ -7,6 +7,7 @@ import signal
 import pytest
 from conftest import wait_until
 from redis import Redis
+from rq import Repeat, Retry
 from rq.command import send_stop_job_command
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
@@ -265,8 +266,8 @@ def test_a_second_worker_gets_its_share_of_slow_jobs(project, start_worker, clie
     assert client.wait_all(jobs, timeout=60) == ["met", "met"]
 
 
-def test_a_cold_shutdown_puts_everything_back_and_costs_no_retry(held, grouped, client, connection):
-    jobs, _ = held
+def shut_down_cold(grouped):
+    """Tell the worker to stop, and then to stop at once."""
     grouped.process.send_signal(signal.SIGTERM)
     wait_until(lambda: "warm shut down" in grouped.log, "the worker heard the first")
 
@@ -277,10 +278,30 @@ def test_a_cold_shutdown_puts_everything_back_and_costs_no_retry(held, grouped, 
 
     wait_until(insists, "the worker heard the second")
     assert grouped.process.wait(60) == 0
+
+
+def test_a_cold_shutdown_puts_everything_back_and_costs_no_retry(held, grouped, client, connection):
+    jobs, _ = held
+    shut_down_cold(grouped)
     assert connection.lrange("rq:queue:grouped", 0, -1) == [job.id.encode() for job in jobs]
     for job in jobs:
         job.refresh()
         assert (job.get_status(), job.retries_left) == (JobStatus.QUEUED, 3)
+    assert connection.zcard("rq:wip:grouped") == 0
+
+
+@pytest.mark.parametrize("options", [{"retry": Retry(3, interval=60)}, {"repeat": Repeat(times=1)}])
+def test_what_rq_itself_would_finish_is_put_back_like_all_else(grouped, client, connection, tmp_path, options):
+    """Neither retried later, which costs one of its retries, nor failed, because it has none."""
+    path = tmp_path / "held"
+    jobs = client.enqueue_many("grouped", [{"do": "hold", "path": str(path)}, {}], job_timeout=100, **options)
+    left = jobs[0].retries_left
+    wait_until(path.exists, "the batch is being predicted")
+    shut_down_cold(grouped)
+    assert connection.lrange("rq:queue:grouped", 0, -1) == [job.id.encode() for job in jobs]
+    for job in jobs:
+        job.refresh()
+        assert (job.get_status(), job.retries_left) == (JobStatus.QUEUED, left)
     assert connection.zcard("rq:wip:grouped") == 0
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import resource
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -324,6 +325,23 @@ def test_a_prediction_is_one_round_trip(connection, worker, no_clock):
 def test_a_queue_of_rqs_own_sees_our_jobs(client, connection):
     job = client.enqueue("iris", GOOD)
     assert Queue("iris", connection=connection, serializer="json").job_ids == [job.id]
+
+
+def test_a_process_may_have_more_than_1024_open_files(client, worker):
+    """As a web server does; `select` knows no higher descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 2048), hard), hard))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1024)]
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            for _ in range(2):
+                predicting = threads.submit(client.predict, "iris", GOOD, timeout=60)
+                worker.echo()
+                assert predicting.result(60) == GOOD
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

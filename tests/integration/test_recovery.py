@@ -439,6 +439,8 @@ def test_jobs_taken_ahead_go_back_when_a_batch_takes_its_time(ahead: Held, clien
         wait_until(lambda: connection.llen("rq:queue:held") == 8, "all that is not begun is in the queue again")
         found[:] = quick, slow, later
         if any(stored(connection, job, "attempts") == "1" for job in later):
+            # There were as many before they were taken, too.
+            wait_until(lambda: connection.llen("rq:queue:held") == 8, "what was taken ahead has come back")
             return True
         # The batch before was not quick enough on this machine, just now.
         ahead.release()

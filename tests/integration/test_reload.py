@@ -111,9 +111,7 @@ class TestReload:
         assert (serving(connection).pid, serving(connection).version) == (worker.pid, "2")
         assert read_model(connection, "wine").card.version == "2"
 
-    def test_a_new_version_that_fails_leaves_the_old_one_in_its_place(
-        self, project, start_worker, client, connection
-    ):
+    def test_a_new_version_that_fails_leaves_the_old_one_in_its_place(self, project, start_worker, client, connection):
         project.add("wine", VERSIONED, load_retries=0)
         start_worker(project, "wine")
         assert client.predict("wine", None, timeout=60) == "1"
