@@ -109,8 +109,9 @@ class AsyncClient:
             check_input=check_input,
             patience=patience,
         )
-        # One more, which reads.
-        self._threads = ThreadPoolExecutor(CONNECTIONS + 1, thread_name_prefix="rq-models")
+        self._threads = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="rq-models")
+        # Those may all be patient with a server that is away; here one reads, and timeouts are on time.
+        self._hasty = ThreadPoolExecutor(3, thread_name_prefix="rq-models-hasty")
 
     async def __aenter__(self) -> Self:
         return self
@@ -166,11 +167,16 @@ class AsyncClient:
         return await self._thread(self._client.models)
 
     async def _thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._run(self._threads, partial(function, *args, **kwargs))
+
+    async def _hastily(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._run(self._hasty, partial(function, *args, **kwargs))
+
+    async def _run(self, threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
         """Do it in a thread; a task that is cancelled meanwhile stays until it is done, so that it can be undone."""
         left, context = threading.Event(), copy_context()
         context.run(NOBODY_WAITS.set, left)
-        call = partial(context.run, partial(function, *args, **kwargs))
-        work = asyncio.get_running_loop().run_in_executor(self._threads, call)
+        work = asyncio.get_running_loop().run_in_executor(threads, partial(context.run, call))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -187,7 +193,7 @@ class AsyncClient:
                 # See `Client._predict`.
                 raise
             except (Exception, asyncio.CancelledError):
-                await self._thread(self._client._give_up, wait)
+                await self._hastily(self._client._give_up, wait)
                 raise
 
     async def _collect(self, wait: Wait, *, return_exceptions: bool = False) -> list[Any]:
@@ -212,11 +218,11 @@ class AsyncClient:
                 return ended
             left = wait.deadline - time.monotonic()
             if left <= 0:
-                return await self._thread(self._client._last_look, wait)
+                return await self._hastily(self._client._last_look, wait)
             if waiter.claim():
-                self._threads.submit(waiter.read_for_all)
+                self._hasty.submit(waiter.read_for_all)
             elif waiter.unheard:
-                await self._thread(waiter.call)
+                await self._hastily(waiter.call)
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(left, LONGEST_SLEEP)):
                     await wait.woken.wait()

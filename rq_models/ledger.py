@@ -88,6 +88,7 @@ class Taken:
         started_at, ended_at: of the prediction, with the rest of its batch.
         model_version: of the model that ran it.
         is_plain: whether nothing hangs on this job but itself; its dependents only finish.lua can see.
+        is_suspect: whether it is written down that the worker has no other job in hand.
     """
 
     id: str
@@ -101,6 +102,7 @@ class Taken:
     ended_at: datetime = field(init=False)
     model_version: str | None = None
     is_plain: bool = True
+    is_suspect: bool = False
 
     def __post_init__(self) -> None:
         self.started_at = self.ended_at = self.at
@@ -219,6 +221,7 @@ class Ledger:
         self._worker = worker
         self._lease = lease
         self._runs = 0
+        self._suspect = False
         self._at = now()
         self._take = Script(connection, _script("take.lua"))
         self._finish = Script(connection, _script("finish.lua"))
@@ -231,7 +234,7 @@ class Ledger:
         self._failed = f"{RQ_KEY_PREFIX}:failed:{queue.name}"
         self._counters = counters_key(queue.name)
 
-    def ask_for_jobs(self, limit: int, max_bytes: int, ttl: int, wait: float = 0, *, cold: bool = False) -> None:
+    def ask_for_jobs(self, limit: int, max_bytes: int, ttl: int, wait: float = 0, *, suspect: bool = True) -> None:
         """Ask for up to `limit` jobs from the front of the queue, to be moved to ``started``; see `jobs`.
 
         Args:
@@ -239,7 +242,8 @@ class Ledger:
             max_bytes: stop when the jobs taken hold as much data; the first is taken whatever its size.
             ttl: seconds that the records of these runs live without a heartbeat.
             wait: seconds to wait for the first job; never for more than is there then.
-            cold: what kills this worker before the model is loaded is no job's doing; see `suspect`.
+            suspect: if it is one job, write down that it is in hand alone. Not before the model is loaded, nor while
+                another job runs: what kills this worker then is not this job's doing. See `Ledger.suspect`.
         """
         self._at = at = now()
         # Onto itself, left to left: a peek that moves nothing, so that a kill between waiting and taking loses nothing.
@@ -256,11 +260,12 @@ class Ledger:
                 at.timestamp(),
                 ttl,
                 max_bytes,
-                int(cold),
+                int(suspect),
             ),
             after=peek if wait else (),
         )
         self._runs += limit
+        self._suspect = suspect
 
     @property
     def asked(self) -> bool:
@@ -286,6 +291,9 @@ class Ledger:
                 taken.append(self._taken(entry, at))
             else:
                 taken.append(entry[0].decode(errors="backslashreplace"))
+        jobs = [one for one in taken if isinstance(one, Taken)]
+        if len(jobs) == 1:
+            jobs[0].is_suspect = self._suspect
         return taken
 
     def _taken(self, entry: Any, at: datetime) -> Taken:
@@ -381,13 +389,14 @@ class Ledger:
             return pipe.execute()[1] is not None
 
     def suspect(self, taken: Taken) -> None:
-        """Write down that this job is in hand alone, of one taken before its model was loaded: now it can do harm."""
+        """Write down that this job is in hand alone: if this worker dies now, it may be by its doing."""
         record = f"{RQ_KEY_PREFIX}:execution:{taken.id}:{taken.run}"
         with self.connection.pipeline() as pipe:
             pipe.hset(record, "alone", 1)
             # It may be gone, and the run with it.
             pipe.expire(record, _CLAIM_SECONDS)
             pipe.execute()
+        taken.is_suspect = True
 
     def count(self, *names: str) -> None:
         """Raise counters of the model by one, for what no script finishes."""

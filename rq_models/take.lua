@@ -4,7 +4,7 @@
 -- KEYS  1 queue list, 2 rq:wip zset, 3 the worker's hash, 4 the worker's set of executions, 5 rq:suspended
 -- ARGV  1 how many at most, 2 RQ's key prefix, 3 worker name, 4 lease, 5 number of the first execution,
 --       6 time now as RQ writes it, 7 time now in seconds, 8 seconds that the execution records live,
---       9 bytes of job data after which no more are taken, 10 whether the worker has no model yet
+--       9 bytes of job data after which no more are taken, 10 whether a job taken alone may be suspected
 -- Returns a list of {job id, execution id, values of the fields read, and of a job that is not plain its whole hash}, or
 -- of {job id, ''} where there was no such job; false when suspended.
 if redis.call('EXISTS', KEYS[5]) == 1 then
@@ -70,7 +70,7 @@ for _, entry in ipairs(taken) do
       'worker_name', worker, 'attempts', 1 + (tonumber(values[2]) or 0))
     call('PERSIST', job_prefix .. id)
     call('HSET', record, 'id', execution, 'job_id', id, 'created_at', seconds, 'last_heartbeat', seconds,
-      'worker_name', worker, unpack(#running == 1 and ARGV[10] == '0' and {'alone', 1} or {}))
+      'worker_name', worker, unpack(#running == 1 and ARGV[10] == '1' and {'alone', 1} or {}))
     call('EXPIRE', record, ttl)
     if type(pcall('ZADD', runs, ends + 60, execution)) == 'table' then
       call('DEL', runs)

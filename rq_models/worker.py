@@ -333,8 +333,8 @@ class ModelWorker(RQWorker):
             if wait and self.model.max_wait_ms:
                 self._wait_for_company(wait)
                 wait = 0
-            cold = not self.stable.is_warm
-            self.ledger.ask_for_jobs(limit, self.model.max_batch_bytes, RUN_TTL, wait, cold=cold)
+            warm = self.stable.is_warm
+            self.ledger.ask_for_jobs(limit, self.model.max_batch_bytes, RUN_TTL, wait, suspect=warm)
             self._settle()
             if wait:
                 try:
@@ -349,7 +349,8 @@ class ModelWorker(RQWorker):
             self._wait_while_suspended()
             return []
         self._in_hand |= {one.id: one for one in taken}
-        self.verdicts.stopped &= self._in_hand.keys()
+        # In place: the thread that hears commands adds to it meanwhile.
+        self.verdicts.stopped.intersection_update(self._in_hand)
         self._state = WorkerStatus.BUSY if taken else WorkerStatus.IDLE
         return taken
 
@@ -377,7 +378,7 @@ class ModelWorker(RQWorker):
             and self.stable.running
             and time.monotonic() < self._next_recovery
         ):
-            self.ledger.ask_for_jobs(self._limit, self.model.max_batch_bytes, RUN_TTL)
+            self.ledger.ask_for_jobs(self._limit, self.model.max_batch_bytes, RUN_TTL, suspect=False)
 
     def _put_back(self) -> None:
         """Put back, at the front, jobs that were asked for and not begun; it costs them no retry."""
@@ -462,9 +463,9 @@ class ModelWorker(RQWorker):
         late = [item for item in items if was_cold and item not in stopped and self._in_hand[item.id].is_late]
         yield [self.verdicts.failure(self._in_hand[item.id], DeadlineExceeded()) for item in late]
         left = [item for item in items if item not in stopped and item not in late]
-        if was_cold and len(left) == 1:
+        if len(left) == 1 and not (alone := self._in_hand[left[0].id]).is_suspect:
             with suppress(RedisError):
-                self.ledger.suspect(self._in_hand[left[0].id])
+                self.ledger.suspect(alone)
         for some in self.stable.predict(left, self._beat) if left else ():
             ended = now()
             # Of the horse that gave these answers; a crash may have brought up another in the middle of the batch.
@@ -512,10 +513,9 @@ class ModelWorker(RQWorker):
                 self.finish_by_rq(ending)
                 left.remove(ending)
                 self._let_go(ending)
-        except RedisError:
+        finally:
             # Whoever waits for the server comes back to it; the fence makes a repetition harmless.
             self._ended = [*left, *self._ended]
-            raise
 
     def _let_go(self, ending: Ending) -> None:
         if self._in_hand.get(ending.taken.id) is ending.taken:
@@ -611,7 +611,11 @@ class ModelWorker(RQWorker):
     def _report_failure(self, taken: Taken, how: str, error: RqModelsError) -> None:
         self.log.warning("Worker %s: job %s %s: %s: %s", self.name, taken.id, how, type(error).__name__, error)
         if self._exc_handlers:
-            call_exception_handlers(self._exc_handlers, taken.job, type(error), error, None)
+            try:
+                call_exception_handlers(self._exc_handlers, taken.job, type(error), error, None)
+            except Exception:
+                # Somebody else's code; the jobs' ends are not to be lost by it.
+                self.log.exception("Worker %s: exception handler of job %s", self.name, taken.id)
 
     def _report_broken(self, error: ModelFault) -> None:
         self.lease.update(state="broken", error=error.message, horse_pid=None, version=None)
@@ -666,10 +670,11 @@ class ModelWorker(RQWorker):
             self.log.exception("Worker %s: command ignored", self.name)
 
     def _stop_job(self, job_id: str) -> None:
-        if job_id not in self._in_hand and not self.ledger.asked:
-            self.log.warning("Worker %s: not working on job %s, command ignored", self.name, job_id)
-            return
+        # Whether it is in hand or not: this very moment it may be on its way here. The next take forgets all others.
         self.verdicts.stopped.add(job_id)
+        if job_id not in self._in_hand and not self.ledger.asked:
+            self.log.warning("Worker %s: told to stop job %s, which is not in hand", self.name, job_id)
+            return
         # In a batch, its result is dropped instead.
         self.stable.stop(job_id)
 
