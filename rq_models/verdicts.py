@@ -105,7 +105,11 @@ class Verdicts:
 
     def _may_retry(self, taken: Taken, error: RqModelsError) -> bool:
         """Decide whether a fault may spend a retry: the system's always, the caller's never, the model's if listed."""
-        if isinstance(error, CallerFault) or not (taken.number(b"retries_left") or 0) > 0:
+        try:
+            left = taken.number(b"retries_left") or 0
+        except ValueError:
+            left = 0
+        if isinstance(error, CallerFault) or left <= 0:
             return False
         if not isinstance(error, ModelFault):
             return error.retryable
