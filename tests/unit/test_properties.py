@@ -186,7 +186,7 @@ class TestJobs:
 
     @unhurried
     @given(fields(), st.booleans())
-    @example({b"deadline": b"1", b"retries_left": b"many"}, plain=True)
+    @example({b"deadline": b"1", b"retries_left": b"many"}, True)
     def test_any_fields_are_an_item_or_end_the_job(self, worker: ModelWorker, fields: dict[bytes, Any], plain: bool):
         if not plain:
             fields = {name: value for name, value in fields.items() if value is not None}
