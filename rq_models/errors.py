@@ -7,6 +7,9 @@ RqModelsError
 │   ├── NoWorker
 │   ├── InvalidInput
 │   ├── InvalidJob
+│   ├── InvalidRun
+│   │   └── RunConflict
+│   ├── UnknownRun
 │   └── QueueFull
 ├── ModelFault            the model's
 │   ├── ModelBroken
@@ -18,6 +21,7 @@ RqModelsError
     ├── JobLost
     ├── JobCancelled
     ├── DeadlineExceeded
+    ├── RunFailed
     └── JobNotFound
 
 A wait that expires raises the builtin ``TimeoutError``, which ``ModelTimeout`` is not: the job goes on.
@@ -100,6 +104,18 @@ class InvalidJob(CallerFault):
     """The job asks for something that is not a prediction by this queue's model."""
 
 
+class InvalidRun(CallerFault):
+    """What is asked of a scoring run can't be done."""
+
+
+class RunConflict(InvalidRun):
+    """The output belongs to a run of something else."""
+
+
+class UnknownRun(CallerFault):
+    """There is no run of this id; runs are remembered for 30 days."""
+
+
 class QueueFull(CallerFault):
     """The model's queue holds as many jobs as it may; later there may be room."""
 
@@ -153,6 +169,10 @@ class JobCancelled(SystemFault):
 
 class DeadlineExceeded(SystemFault):
     """The job's deadline had passed before its turn came, so it was not run."""
+
+
+class RunFailed(SystemFault):
+    """The run was given up or cancelled; what it has done is kept, and it can be continued."""
 
 
 class JobNotFound(SystemFault):

@@ -158,7 +158,7 @@ class Horse:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._channel, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
-        self._unsent = memoryview(b"")
+        self._unsent: list[memoryview] = []
         self._decoder = frames.Decoder()
         self._answers: deque[dict[str, Any]] = deque()
         assert self._process.stdout is not None  # noqa: S101 - a pipe was asked for
@@ -246,11 +246,71 @@ class Horse:
                 left = left[len(answer["outcomes"]) :]
                 yield answer["outcomes"]
         finally:
-            self.running = ()
-            if answering and left:
-                # Whoever asked went away in the middle: the answers to come must not be taken for the next question's.
-                self.kill()
-                self._exited.wait()
+            self._fall_idle(abandoned=answering and bool(left))
+
+    def score(
+        self,
+        question: dict[str, Any],
+        blob: bytes | memoryview,
+        jobs: tuple[str, ...],
+        limit: float | None,
+        beat: Callable[[], None] = _nothing,
+    ) -> dict[str, Any]:
+        """Predict rows that go in and come out as columns; see `rq_models.host.columns` for both.
+
+        Args:
+            question: its ``rows``, ``columns``, ``whole``, ``outputs`` and ``timeout``.
+            blob: the columns' data; it is not copied.
+            jobs: ids of the jobs whose rows they are.
+            limit: seconds for all rows together, and then for each that is predicted alone; None means no limit. The
+                horse enforces the question's ``timeout``; if it does not come back within a further `GRACE`, or says no
+                more that it works on row after row, it is killed.
+            beat: called about once a second meanwhile.
+
+        Returns:
+            ``{"op": "scored", "rows", "failed", "columns", "seconds", "blob"}``.
+
+        Raises:
+            Interrupted: nothing is decided. The horse is dead, unless the fault is `InvalidInput`: then the question
+                can't be sent or read.
+        """
+        assert self.card is not None  # noqa: S101 - load() comes first
+        count: int = question["rows"]
+        answering = False
+        try:
+            try:
+                self._say({**question, "op": "score"}, blob)
+            except frames.FrameError as error:
+                refusal = InvalidInput(f"the rows can't be given to the model: {error}")
+                raise Interrupted(refusal, count) from None
+            answering = True
+            self.running = jobs
+            self._next_beat = 0.0
+            answer: dict[str, Any] = {"op": "scoring"}
+            while answer["op"] == "scoring":
+                self._beat_if_due(beat)
+                try:
+                    answer = self._hear(limit, beat, f"the prediction took longer than job_timeout ({limit} s)")
+                except ModelFault as fault:
+                    answering = False
+                    raise Interrupted(fault, count) from None
+            answering = False
+            if answer["op"] != "scored":
+                refusal = InvalidInput(f"the model's process can't read the rows: {answer['message']}")
+                raise Interrupted(refusal, count)
+            self.loads = answer.pop("loads")
+            self.predicted += count
+            answer.setdefault("blob", b"")
+            return answer
+        finally:
+            self._fall_idle(abandoned=answering)
+
+    def _fall_idle(self, *, abandoned: bool) -> None:
+        self.running = ()
+        if abandoned:
+            # Whoever asked went away in the middle: the answers to come must not be taken for the next question's.
+            self.kill()
+            self._exited.wait()
 
     def kill(self) -> None:
         """Kill the process and whatever it started; from any thread."""
@@ -284,8 +344,8 @@ class Horse:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _say(self, question: dict[str, Any]) -> None:
-        self._unsent = memoryview(frames.encode(question))
+    def _say(self, question: dict[str, Any], blob: bytes | memoryview = b"") -> None:
+        self._unsent = [memoryview(piece).cast("B") for piece in frames.pieces(question, blob)]
         # Most questions fit into the channel's buffer; `_hear` sends the rest of others, and notices a dead horse.
         with suppress(OSError):
             self._send()
@@ -293,8 +353,12 @@ class Horse:
             self._selector.modify(self._channel, selectors.EVENT_READ | selectors.EVENT_WRITE)
 
     def _send(self) -> None:
-        self._unsent = self._unsent[self._channel.send(self._unsent) :]
-        if not self._unsent:
+        sent = self._channel.sendmsg(self._unsent)
+        while self._unsent and sent >= len(self._unsent[0]):
+            sent -= len(self._unsent.pop(0))
+        if self._unsent:
+            self._unsent[0] = self._unsent[0][sent:]
+        else:
             self._selector.modify(self._channel, selectors.EVENT_READ)
 
     def _hear(self, limit: float | None, beat: Callable[[], None], late: str) -> dict[str, Any]:  # noqa: C901 - all that can happen

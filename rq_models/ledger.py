@@ -272,6 +272,11 @@ class Ledger:
         """Whether jobs were asked for that nobody has seen yet."""
         return self._take.expected > 0
 
+    @property
+    def answered(self) -> bool:
+        """Whether `jobs` has an answer to what was asked."""
+        return self._take.answers(0)
+
     def wait_for_jobs(self, seconds: float) -> None:
         """Wait until `jobs` has an answer; this may be interrupted."""
         self._take.wait(seconds)

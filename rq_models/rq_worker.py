@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rq_models.ledger import Ending, Ledger
     from rq_models.verdicts import Verdicts
 
-PEEK = 2
+PEEK = 1
 """Seconds that an idle worker waits for a job before it looks around."""
 REPLY_TIMEOUT = PEEK + 10
 """Seconds that the server may take to answer."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rq_models.errors import ModelFault, ModelTimeout, RqModelsError
 from rq_models.horse import Horse, Interrupted, Item
+from rq_models.host import columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,14 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 """Seconds between two attempts to load; doubled each time."""
 _SLICE = 0.1
 _log = logging.getLogger("rq.worker.stable")
+
+
+class GaveUp(Exception):
+    """The rows are not decided: the worker is leaving, or their job was stopped."""
+
+
+def _nothing() -> None:
+    pass
 
 
 class Stable:
@@ -196,6 +205,80 @@ class Stable:
         if groups:
             # The last first, as above.
             yield [(item, None) for group in groups for item in group][::-1]
+
+    def score(
+        self,
+        question: dict[str, Any],
+        blob: bytes | memoryview,
+        job_id: str,
+        beat: Callable[[], None],
+        between: Callable[[], None] = _nothing,
+    ) -> dict[str, Any]:
+        """Return the horse's answer to a slice of a job's rows; see `Horse.score`.
+
+        When the horse dies the slice is tried once more, whole: a kill from outside is not the rows' doing, and what
+        comes of them must not depend on it. When it dies again, or hangs, its rows are tried one by one, and each that
+        kills the horse fails alone.
+
+        Args:
+            question: what is asked of the rows.
+            blob: the data of the question's columns.
+            job_id: whose rows they are.
+            beat: called about once a second meanwhile.
+            between: called between two rows that are tried one by one, so that others need not wait for all of them;
+                it may predict by this stable. What it raises ends the matter.
+
+        Raises:
+            ModelFault: the model does not load.
+            InvalidInput: the question can't be sent or read.
+            GaveUp: the worker is leaving, or the job was stopped.
+        """
+        came = self._score_once(question, blob, job_id, beat)
+        if isinstance(came, ModelFault) and not isinstance(came, ModelTimeout):
+            _log.warning("%s; trying its %d rows again", came, question["rows"])
+            came = self._score_once(question, blob, job_id, beat)
+        if not isinstance(came, ModelFault):
+            return came
+        if question["rows"] == 1:
+            return columns.lost(question, came.record())
+        _log.warning("%s; trying its %d rows one by one", came, question["rows"])
+        answers: list[dict[str, Any]] = []
+        for alone, part in columns.singles(question, blob):
+            if answers:
+                between()
+            came = self._score_once(alone, part, job_id, beat)
+            if isinstance(came, ModelFault) and came.retryable:
+                # It may have been killed from outside just now.
+                came = self._score_once(alone, part, job_id, beat)
+            answers.append(columns.lost(alone, came.record()) if isinstance(came, ModelFault) else came)
+        return columns.join(answers)
+
+    def _score_once(
+        self, question: dict[str, Any], blob: bytes | memoryview, job_id: str, beat: Callable[[], None]
+    ) -> dict[str, Any] | ModelFault:
+        """Return the horse's answer, or what it died of."""
+        while not self.closing.is_set():
+            self._forget_kill()
+            try:
+                horse = self.warm(beat)
+            except ModelFault:
+                if self._is_leaving:
+                    break
+                raise
+            try:
+                return horse.score(question, blob, (job_id,), question["timeout"], beat)
+            except Interrupted as interrupted:
+                if not horse.alive:
+                    self.drop()
+                fault = interrupted.fault
+                if not isinstance(fault, ModelFault):
+                    raise fault from None
+                if self._killed_for == job_id:
+                    break
+                # A stop that came too late for its own job hit this one: that does not count.
+                if self._killed_for is None and not self.closing.is_set():
+                    return fault
+        raise GaveUp
 
     def _forget_kill(self) -> None:
         self._killed_for = None

@@ -26,6 +26,8 @@ from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
 from rq.exceptions import StopRequested
 from rq.job import JobStatus
 from rq.job_lifecycle import call_exception_handlers
+from rq.queue import Queue
+from rq.serializers import JSONSerializer
 from rq.utils import now
 from rq.version import VERSION as RQ_VERSION
 from rq.worker.base import WorkerStatus
@@ -56,6 +58,8 @@ from rq_models.ledger import (
 from rq_models.pool import POOL_VARIABLE
 from rq_models.registry import Card, Serving, drop_lease, publish_card, read_model
 from rq_models.rq_worker import PEEK, REPLY_TIMEOUT, RUN_TTL, RQWorker
+from rq_models.scoring.runs import bulk_name
+from rq_models.scoring.work import Scorer
 from rq_models.settings import Settings
 from rq_models.stable import Stable
 from rq_models.succession import Succession
@@ -157,6 +161,18 @@ class ModelWorker(RQWorker):
             lost=lambda: self.lease.update(state="cold", horse_pid=None),
             broken=self._report_broken,
         )
+        bulk = Queue(bulk_name(self.queue.name), connection=self.connection, serializer=JSONSerializer)
+        self.scorer = Scorer(
+            Ledger(self.ledger.connection, bulk, self.name, self._lease_id),
+            self.stable,
+            self.verdicts,
+            self.connection,
+            model=lambda: self.model,
+            in_hand=self._in_hand,
+            between=self._serve,
+            beat=self._beat_beside,
+            is_leaving=lambda: self._stop_requested,
+        )
         self.succession = Succession(
             self.stable,
             self.queue.name,
@@ -236,7 +252,8 @@ class ModelWorker(RQWorker):
                 left = self.model.max_batch_size if max_jobs is None else max_jobs - done
                 # What ends now may put jobs into the queue: retries, dependents.
                 ending = bool(self._ended)
-                ran = self.work_once(min(left, self._batch_size), wait)
+                scored = max_jobs is None and not self._more_waits and self._score(burst=burst)
+                ran = self.work_once(min(left, self._batch_size), 0 if scored else wait) + scored
                 done, pause = done + ran, 0.0
                 if ran or ending:
                     idle_since = time.monotonic()
@@ -251,6 +268,36 @@ class ModelWorker(RQWorker):
                 self.log.error("Worker %s: %s%s; trying again in %.1f s", self.name, said, results, pause)
                 self.interruptible(time.sleep, pause)
         return done
+
+    def _score(self, *, burst: bool) -> int:
+        """Run the steps of scoring runs that wait, and single predictions between; return how many steps."""
+        done = 0
+        try:
+            while not self._stop_requested and (burst or self.scorer.is_due) and self.scorer.work_once():
+                done += 1
+        finally:
+            if self.ledger.asked:
+                # The loop looks by itself again.
+                self._wake()
+        return done
+
+    def _serve(self) -> None:
+        """Serve what has come meanwhile; between two slices of a file. No round trip tells that there is nothing."""
+        try:
+            if self.ledger.asked:
+                if not self.ledger.answered:
+                    return
+                while self.work_once(self._batch_size):
+                    pass
+            self._recover_if_due()
+            self.maintain_if_due()
+            self.succession.tend(self._beat_beside)
+            size, warm = self._batch_size, self.stable.is_warm
+            self.ledger.ask_for_jobs(size, self.model.max_batch_bytes, RUN_TTL, PEEK, suspect=warm)
+        except RedisError as error:
+            # There is nobody to serve; the file goes on.
+            self._next_recovery = 0.0
+            self.log.warning("Worker %s: %s", self.name, explain(error, place(self.connection)))
 
     def work_once(self, limit: int, wait: float = 0) -> int:
         """Take up to `limit` jobs of what there is, run them, and return how many.
@@ -417,6 +464,8 @@ class ModelWorker(RQWorker):
 
     def _recover(self, *, dead: bool, buried: Iterable[str] = ()) -> None:
         back, poison = self.ledger.recover(self._in_hand.values(), RUN_TTL, dead=dead, buried=buried)
+        # Of these no job is a suspect, and so none is poison: the model is not in the process that dies.
+        back += self.scorer.ledger.recover(self._in_hand.values(), RUN_TTL, dead=dead, buried=buried)[0]
         if back:
             self.log.warning("Worker %s: put back %d jobs that nobody holds any more", self.name, back)
         for one in poison:
@@ -549,10 +598,21 @@ class ModelWorker(RQWorker):
             if self.ledger.asked or not self._in_hand:
                 # This batch has just begun; of the one before, which may have ended, no run must beat any more.
                 self.heartbeat_if_due()
-            elif time.monotonic() >= self._next_heartbeat:
-                self._next_heartbeat = time.monotonic() + self.job_monitoring_interval / 2
-                for taken in self._in_hand.values():
-                    self.maintain_heartbeats(taken.job, taken.execution)
+        except RedisError as error:
+            self._next_recovery = 0.0
+            said = explain(error, place(self.connection))
+            self.log.warning("Worker %s: no heartbeat: %s", self.name, said)
+        else:
+            self._beat_beside()
+
+    def _beat_beside(self) -> None:
+        """Keep the worker, its jobs and their executions from being taken for dead."""
+        if time.monotonic() < self._next_heartbeat:
+            return
+        self._next_heartbeat = time.monotonic() + self.job_monitoring_interval / 2
+        try:
+            for taken in self._in_hand.values():
+                self.maintain_heartbeats(taken.job, taken.execution)
         except RedisError as error:
             self._next_recovery = 0.0
             said = explain(error, place(self.connection))
@@ -675,8 +735,9 @@ class ModelWorker(RQWorker):
         if job_id not in self._in_hand and not self.ledger.asked:
             self.log.warning("Worker %s: told to stop job %s, which is not in hand", self.name, job_id)
             return
-        # In a batch, its result is dropped instead.
-        self.stable.stop(job_id)
+        # In a batch its result is dropped instead, and a step of a scoring run ends after the slice at work.
+        if job_id != self.scorer.job_id:
+            self.stable.stop(job_id)
 
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler
         """Second signal: kill the horse; what it had not decided goes back to the front of the queue."""
@@ -694,9 +755,11 @@ class ModelWorker(RQWorker):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.succession.close()
+        self.scorer.close()
         self.stable.drop()
         self.lease.release()
         self.ledger.leave()
+        self.scorer.ledger.leave()
         try:
             super().teardown()
         except RedisError as error:

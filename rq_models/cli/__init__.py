@@ -19,6 +19,7 @@ from rq_models.cli.models import models, predict
 from rq_models.cli.orders import drain, reload_model
 from rq_models.cli.outcome import EXIT_CODES, explain
 from rq_models.cli.run import dashboard, redis, up, worker
+from rq_models.cli.score import runs, score
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,5 +65,6 @@ def main(app: App, url: str | None, config: str | None) -> None:
     app.url, app.config = url, config
 
 
-for _command in (init, up, worker, redis, dashboard, predict, models, reload_model, drain, job, failed, replay, check):
+_PROCESSES = (up, worker, redis, dashboard)
+for _command in (*_PROCESSES, init, predict, score, runs, models, reload_model, drain, job, failed, replay, check):
     main.add_command(_command)

@@ -20,6 +20,7 @@ from rq_models.horse import Horse, Interrupted, Item
 from rq_models.jobs import FUNCTION_PREFIX, ModelJob
 from rq_models.registry import read_models
 from rq_models.results import RESULTS, Ended, value_of
+from rq_models.scoring.runs import BULK, STEP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,6 +44,8 @@ class _Record:
     output: str | None = None
     """As JSON; None if there is none."""
     error: RqModelsError | None = None
+    step: str | None = None
+    """What it is of a scoring run, if it is a step of one."""
 
 
 def _read(connection: Redis, job_id: str) -> _Record:
@@ -59,7 +62,7 @@ def _read(connection: Redis, job_id: str) -> _Record:
         except RqModelsError as raised:
             error = raised
     model, data = _call(fields.get(b"data", b""))
-    return _Record(job_id, _text(fields), _text(entry), model, data, output, error)
+    return _Record(job_id, _text(fields), _text(entry), model, data, output, error, _step(fields.get(b"data", b"")))
 
 
 def _text(fields: dict[bytes, bytes]) -> dict[str, str]:
@@ -77,6 +80,16 @@ def _call(data: bytes) -> tuple[str | None, Any]:
     return None, None
 
 
+def _step(data: bytes) -> str | None:
+    """Return what a job does for a scoring run, in words; None for any other job."""
+    with suppress(ValueError, TypeError, RecursionError):
+        function, instance, (run, attempt, step), _ = json.loads(data)
+        if function == STEP and instance is None:
+            what = f"chunk {step}" if isinstance(step, int) else step
+            return f"{what} of scoring run {run}, attempt {attempt}; see 'rq-models runs show {run}'"
+    return None
+
+
 @click.command()
 @click.argument("job_id", metavar="ID")
 @click.option("--no-input", is_flag=True, help="Leave the input out: it may be long, or nobody's business.")
@@ -90,7 +103,8 @@ def job(app: App, job_id: str, no_input: bool) -> None:
     error = record.error
     lines = {
         "id": record.id,
-        "model": record.model or "none: this is no prediction",
+        "model": _whose(record),
+        "step": record.step,
         "status": record.fields.get("status"),
         "version": record.last.get("model_version"),
         "worker": record.last.get("worker_name") or record.fields.get("worker_name"),
@@ -107,6 +121,12 @@ def job(app: App, job_id: str, no_input: bool) -> None:
             click.echo(f"{name:<10}{printable(value)}")
     if error and error.traceback:
         click.echo(f"\n{printable(error.traceback.rstrip())}")
+
+
+def _whose(record: _Record) -> str:
+    if record.step:
+        return record.fields.get("origin", "").removesuffix(BULK)
+    return record.model or "none: this is no prediction"
 
 
 @click.command()

@@ -15,13 +15,16 @@ EXIT_CODES: dict[int, tuple[str, tuple[type[BaseException], ...]]] = {
     FAILURE: ("something unexpected, or a started process failed", ()),
     2: ("wrong command line", (click.UsageError,)),
     3: ("wrong configuration, or a missing extra", (errors.ConfigurationError,)),
-    4: ("the input does not fit the model, or is not JSON", (errors.InvalidInput, errors.InvalidJob)),
+    4: (
+        "the input does not fit the model or is not JSON; score can't do what is asked",
+        (errors.InvalidInput, errors.InvalidJob, errors.InvalidRun),
+    ),
     5: ("no such model, or nobody serves it", (errors.UnknownModel, errors.NoWorker)),
     6: ("the model failed: broken, raised, crashed, too slow, or no JSON returned", (errors.ModelFault,)),
     7: ("no result yet when the wait ended", (TimeoutError,)),
     8: ("Redis does not answer, refuses, or something else holds its port", (RedisError, ServerUnavailable)),
-    9: ("no such job; it may have expired", (errors.JobNotFound,)),
-    10: ("the job was lost, cancelled or not accepted", (errors.RqModelsError,)),
+    9: ("no such job or run; it may have expired", (errors.JobNotFound, errors.UnknownRun)),
+    10: ("the job was lost, cancelled or not accepted; the run failed or was cancelled", (errors.RqModelsError,)),
     130: ("interrupted by Ctrl-C", (KeyboardInterrupt, click.Abort)),
 }
 

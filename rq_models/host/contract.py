@@ -12,13 +12,16 @@ import inspect
 import os
 import sys
 import traceback
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
+from . import columns
 from .output import OutputError, clip, to_json
 from .refusal import InputError, explain
-from .schemas import Shape, hints, shape
+from .schemas import hints, shape
 
 Outcome = Dict[str, Any]
+Scored = Tuple[List[columns.Values], Dict[int, Outcome]]
+"""Columns of values, and by their index the outcomes of the rows that failed: those are None in all columns."""
 
 _HERE = os.path.dirname(__file__)  # noqa: PTH120 - compared with the file names of frames
 _LONGEST_TRACEBACK = 16_000
@@ -129,8 +132,11 @@ class Model:
     def __init__(self, name: str, instance: Any, nan: str = "error") -> None:
         self._instance = instance
         self._nan = nan
-        inputs, outputs = _shapes(instance)
+        declared, outcome = _declared(instance)
+        inputs, outputs = shape(declared), shape(outcome, output=True)
         self._convert = inputs.convert
+        # What does the same, or raises something, which `_convert` then says in our words.
+        self._convert_fast = (inputs.json and _validator(declared)) or inputs.convert
         self.card: Dict[str, Any] = {
             "name": name,
             "display_name": _text(instance, "display_name") or name,
@@ -153,25 +159,64 @@ class Model:
         An input that does not validate fails alone, and is not given to the model. None means that the call raised: it
         takes each input alone to see whose fault that was.
         """
-        outcomes = [_attempt(self._convert, item) for item in items]
-        joined = [index for index, outcome in enumerate(outcomes) if "value" in outcome]
-        if not joined:
-            return outcomes
+        inputs, failed = self._convert_all(items)
+        raised, results = self._call_together(inputs)
+        if raised:
+            return None
+        got = f"{len(results)} outputs" if isinstance(results, (list, tuple)) else f"one {type(results).__name__}"
+        if got != f"{len(inputs)} outputs":
+            message = f"predict_batch was given {len(inputs)} inputs and returned {got}"
+            decided = iter([error_outcome("ModelError", None, message)] * len(inputs))
+        else:
+            decided = (_attempt(self._publish, result) for result in results)
+        return _in_order(len(items), failed, decided)
+
+    def score_together(self, rows: List[Any], outputs: Sequence[columns.Json]) -> Optional[Scored]:
+        """Predict many rows as `predict_together` does, and return what they give for the columns of `outputs`.
+
+        None means that the call raised, or returned something else than one output for each.
+        """
+        inputs, failed = self._convert_all(rows)
+        _, results = self._call_together(inputs)
+        if not isinstance(results, (list, tuple)) or len(results) != len(inputs):
+            return None
+        taken = columns.take(results, outputs)
+        if taken is not None and not failed:
+            return taken, failed
+        if taken is not None:
+            decided: Iterator[Outcome] = ({"value": values} for values in zip(*taken))  # noqa: B905 - Python 3.8
+        else:
+            decided = (_attempt(lambda one: columns.entries(one, outputs, self._nan), result) for result in results)
+        return table(_in_order(len(rows), failed, decided), len(outputs))
+
+    def score_alone(self, row: Any, outputs: Sequence[columns.Json]) -> Outcome:
+        """Predict one row; the value of its outcome is a list of what it gives for each column of `outputs`."""
+        predict = self._instance.predict
+        return _attempt(lambda one: columns.entries(predict(self._convert(one)), outputs, self._nan), row)
+
+    def _convert_all(self, items: List[Any]) -> Tuple[List[Any], Dict[int, Outcome]]:
+        """Return the inputs of those items that validate, and by their index the outcomes of those that do not."""
         try:
-            results = self._instance.predict_batch([outcomes[index]["value"] for index in joined])
-            results = results.tolist() if hasattr(results, "tolist") else results
+            return list(map(self._convert_fast, items)), {}
+        except _PASSING:
+            raise
+        except BaseException:  # noqa: BLE001, S110 - as in _attempt; below it turns out whose fault it was
+            pass
+        outcomes = [_attempt(self._convert, item) for item in items]
+        failed = {index: outcome for index, outcome in enumerate(outcomes) if "error" in outcome}
+        return [outcome["value"] for outcome in outcomes if "value" in outcome], failed
+
+    def _call_together(self, inputs: List[Any]) -> Tuple[bool, Any]:
+        """Return whether `predict_batch` raises on these inputs, and what it returns, which may be anything."""
+        if not inputs:
+            return False, []
+        try:
+            results = self._instance.predict_batch(inputs)
+            return False, results.tolist() if hasattr(results, "tolist") else results
         except _PASSING:
             raise
         except BaseException:  # noqa: BLE001 - as in _attempt
-            return None
-        got = f"{len(results)} outputs" if isinstance(results, (list, tuple)) else f"one {type(results).__name__}"
-        if got != f"{len(joined)} outputs":
-            message = f"predict_batch was given {len(joined)} inputs and returned {got}"
-            wrong = error_outcome("ModelError", None, message)
-            return [wrong if "value" in outcome else outcome for outcome in outcomes]
-        for index, result in zip(joined, results):  # noqa: B905 - Python 3.8
-            outcomes[index] = _attempt(self._publish, result)
-        return outcomes
+            return True, None
 
     def _publish(self, result: Any) -> Any:
         return to_json(result, self._nan)
@@ -184,6 +229,18 @@ def _attempt(step: Callable[[Any], Any], data: Any) -> Outcome:
         raise
     except BaseException as error:  # noqa: BLE001 - SystemExit and the like must not end the host
         return failure(error, data)
+
+
+def _in_order(count: int, failed: Dict[int, Outcome], decided: Iterator[Outcome]) -> List[Outcome]:
+    """Return the outcomes of so many items: of those that failed before the call, and of the others by turns."""
+    return [failed[index] if index in failed else next(decided) for index in range(count)]
+
+
+def table(outcomes: Sequence[Outcome], width: int) -> Scored:
+    """Return the columns of outcomes whose values are the `width` entries of a row."""
+    failed = {index: outcome for index, outcome in enumerate(outcomes) if "error" in outcome}
+    found = [outcome.get("value") or [None] * width for outcome in outcomes]
+    return [[entries[column] for entries in found] for column in range(width)], failed
 
 
 def error_outcome(kind: str, type: Optional[str], message: str, trace: str = "") -> Outcome:  # noqa: A002 - as in the error record
@@ -254,8 +311,8 @@ def _version(instance: Any) -> str:
     return _text(instance, "version") or ".".join(half for half in halves if half)
 
 
-def _shapes(instance: Any) -> Tuple[Shape, Shape]:
-    """Return the shapes of input and output: as its attributes declare them, else as `predict` is hinted."""
+def _declared(instance: Any) -> Tuple[Any, Any]:
+    """Return what declares input and output: its attributes, else the hints of `predict`."""
     hinted: Dict[str, Any] = {}
     parameter = ""
     try:
@@ -265,9 +322,21 @@ def _shapes(instance: Any) -> Tuple[Shape, Shape]:
         pass
     inputs, outputs = _attribute(instance, "input_schema"), _attribute(instance, "output_schema")
     return (
-        shape(hinted.get(parameter) if inputs is None else inputs),
-        shape(hinted.get("return") if outputs is None else outputs, output=True),
+        hinted.get(parameter) if inputs is None else inputs,
+        hinted.get("return") if outputs is None else outputs,
     )
+
+
+def _validator(declared: Any) -> Optional[Callable[[Any], Any]]:
+    """Return the validation of a class of pydantic 2, without what stands around it; None if that does more."""
+    validate = getattr(declared, "model_validate", None)
+    if not isinstance(declared, type) or getattr(validate, "__module__", None) != "pydantic.main":
+        return None
+    try:
+        # A strict one would refuse whatever JSON writes as a string; see `schemas`.
+        return None if declared.model_config.get("strict") else declared.__pydantic_validator__.validate_python  # type: ignore[attr-defined]
+    except Exception:  # noqa: BLE001 - pydantic's own: a class that is not complete yet
+        return None
 
 
 def _example(instance: Any, schema: Any) -> Any:

@@ -4,8 +4,10 @@
 "warmed"}``, or by ``{"op": "broken", "stage", "type", "message", "traceback"}`` and may be asked again. ``{"op":
 "predict", "items"}``, where an item is ``{"id", "input", "timeout"}``, is answered by ``{"op": "predicted",
 "outcomes"}``: by one frame for all items when the model predicts them together and they go into one; else by one frame
-for each, in order, after an empty one if together was tried in vain. Each of these answers has ``loads``, too. A frame
-whose JSON can't be read gets ``{"op": "refused", "message"}``.
+for each, in order, after an empty one if together was tried in vain. ``{"op": "score"}``, whose fields are told in
+`columns`, is answered by ``{"op": "scored"}``; rows that are predicted one by one give a sign of life before it about
+once a second, ``{"op": "scoring"}``. Each of these answers has ``loads``, too. What can't be read gets ``{"op":
+"refused", "message"}``.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import functools
+import gc
 import io
 import logging
 import os
@@ -22,14 +25,16 @@ import time
 from _signal import getsignal  # type: ignore[import-not-found]  # the public one spends 2 µs on making enums
 from typing import Any, Callable, Dict, Iterator, List, Optional, TypeVar
 
-from . import cache, frames
-from .contract import LoadError, Model, Outcome, TimeLimit, error_outcome, failure, load_class, trace
+from . import cache, columns, frames
+from .contract import LoadError, Model, Outcome, Scored, TimeLimit, error_outcome, failure, load_class, table, trace
 
 T = TypeVar("T")
 
 _CHUNK = 1 << 16
 _REPEAT = 0.25
 """Seconds after which a prediction that swallowed its time limit is told again."""
+_SIGN_OF_LIFE = 1.0
+"""Seconds between two while rows are predicted one by one."""
 _STRAY_FORK = 70
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _hold_signals = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, _ENDING)
@@ -43,6 +48,9 @@ def main(channel: int) -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     faulthandler.enable()
     _Horse(channel).run()
+
+
+_NOT_LOADED = error_outcome("ModelBroken", None, "the model is not loaded")
 
 
 def _guarded(predict: Callable[[Any], T], data: Any) -> T:
@@ -89,6 +97,8 @@ class _Horse:
     def _answer(self, question: Dict[str, Any]) -> None:
         if question["op"] == "load":
             self._send(self._load(question))
+        elif question["op"] == "score":
+            self._score(question)
         else:
             for outcomes in self._predict_all(question["items"]):
                 self._send({"op": "predicted", "outcomes": outcomes})
@@ -116,6 +126,10 @@ class _Horse:
             message = f"it fails on its own example: {record['type'] or record['kind']}: {record['message']}"
             said = {"type": record["type"], "message": message, "traceback": outcome["traceback"]}
             return {"op": "broken", "stage": "example", **said}
+        # What is loaded stays. Else the collector would look through all of it, 60 ms with some libraries, again and
+        # again while slices of rows come and go.
+        gc.collect()
+        gc.freeze()
         return {"op": "loaded", "card": model.card, "warmed": example is not None}
 
     def _predict_all(self, items: List[Dict[str, Any]]) -> Iterator[List[Outcome]]:
@@ -129,16 +143,61 @@ class _Horse:
             if together:
                 return
         for item in items:
-            yield [self._predict(model, item)]
+            if model is None:
+                yield [_NOT_LOADED]
+            else:
+                yield [self._alone(item["timeout"], model.predict, item["input"])]
 
-    def _predict(self, model: Optional[Model], item: Dict[str, Any]) -> Outcome:
-        if model is None:
-            return error_outcome("ModelBroken", None, "the model is not loaded")
-        limit: Optional[float] = item["timeout"]
+    def _score(self, question: Dict[str, Any]) -> None:
+        """Answer a question of rows."""
+        model = cache.MODELS.get(self._name)
+        outputs, limit = question["outputs"] or columns.WHOLE, question["timeout"]
         try:
-            outcome = self._within(limit, model.predict, item["input"])
+            rows = columns.rows(question, question.get("blob", b""))
+        except columns.ColumnError as error:
+            self._send({"op": "refused", "message": str(error)})
+            return
+        began = time.monotonic()
+        scored: Optional[Scored] = None
+        if model is None:
+            scored = table([_NOT_LOADED] * len(rows), len(outputs))
+        else:
+            if len(rows) > 1 and model.card["batch"]:
+                scored = self._within(limit, functools.partial(model.score_together, outputs=outputs), rows)
+            if scored is None:
+                scored = table(list(self._score_each(model, rows, outputs, limit, began)), len(outputs))
+        values, failed = scored
+        answer = {
+            "op": "scored",
+            "rows": len(rows),
+            "failed": [[index, outcome["error"]] for index, outcome in failed.items()],
+            "seconds": time.monotonic() - began,
+        }
+        try:
+            heads, blob = columns.encode(outputs, values)
+            self._send({**answer, "columns": heads}, blob)
+        except (columns.ColumnError, frames.FrameError) as error:
+            record = error_outcome("InvalidOutput", None, f"output: {error}; score fewer rows at a time")["error"]
+            refusal = columns.lost(question, record)
+            self._send(refusal, refusal.pop("blob"))
+
+    def _score_each(
+        self, model: Model, rows: List[Any], outputs: List[columns.Json], limit: Optional[float], heard: float
+    ) -> Iterator[Outcome]:
+        """Predict one row after the other; the parent last heard of this process at `heard`."""
+        score = functools.partial(model.score_alone, outputs=outputs)
+        for row in rows:
+            if time.monotonic() - heard >= _SIGN_OF_LIFE:
+                self._send({"op": "scoring"})
+                heard = time.monotonic()
+            yield self._alone(limit, score, row)
+
+    def _alone(self, limit: Optional[float], predict: Callable[[Any], Outcome], data: Any) -> Outcome:
+        """Return the outcome of one input, whatever becomes of it short of the process's death."""
+        try:
+            outcome = self._within(limit, predict, data)
         except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt: nobody but the model can have raised it
-            return failure(error, item["input"])
+            return failure(error, data)
         if outcome is None:
             message = f"the prediction took longer than job_timeout ({limit:g} s)"
             return error_outcome("ModelTimeout", None, message, self._where)
@@ -189,14 +248,14 @@ class _Horse:
             signal.signal(signum, signal.SIG_DFL)
         _free_signals()
 
-    def _send(self, answer: Dict[str, Any]) -> None:
+    def _send(self, answer: Dict[str, Any], blob: bytes = b"") -> None:
         _flush()
         if os.getpid() != self._pid:
             # A fork that the model made in predict came back from it, and would answer as well.
             os._exit(_STRAY_FORK)
         answer["loads"] = cache.LOADS.get(self._name, 0)
         try:
-            for frame in self._frames(answer):
+            for frame in frames.pieces(answer, blob) if "outcomes" not in answer else self._frames(answer):
                 frames.write(self._channel, frame)
         except OSError:
             os._exit(0)
@@ -209,7 +268,7 @@ class _Horse:
         frame = b""
         with contextlib.suppress(frames.FrameError):  # all of it is JSON, so it is the size
             frame = frames.encode(answer)
-        if frame and (len(frame) <= self._max_output or "outcomes" not in answer):
+        if frame and len(frame) <= self._max_output:
             yield frame
             return
         outcomes = [self._limited(outcome) for outcome in answer["outcomes"]]

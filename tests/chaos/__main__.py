@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from chaos.clients import ChaosClient, Pace
-from chaos.plan import Fault, make_plan
+from chaos.plan import PER_MINUTE, Fault, make_plan
+from chaos.score import ROWS_PER_MINUTE, ScoreGame
 from chaos.system import PATIENCE, System, Violation
 from chaos.verdict import Verdict, judge
 from rich.console import Console
@@ -22,6 +23,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 CLIENTS = 4
 JOBS_PER_MINUTE = 2500
+MINUTES, SCORE_MINUTES = 10, 4
+SCORE_PER_MINUTE = 20
+"""Faults: a file has no clients who wait for calm between two of them."""
 _DEADLY = ("kill a worker", "kill the pool", "stop a worker", "cut", "stall", "restart", "kill the server")
 _SHOWN = 20
 _EVERY = 10.0
@@ -120,14 +124,22 @@ def _options() -> argparse.Namespace:
         "scripts/chaos",
         description="Break things on purpose while jobs run, and look whether any was lost, wrong or stuck.",
     )
-    parser.add_argument("--minutes", type=float, default=10, help="for which things are broken (default: 10)")
+    parser.add_argument(
+        "--score", action="store_true", help="score a file instead, undisturbed and disturbed, and compare"
+    )
+    parser.add_argument(
+        "--minutes", type=float, help=f"for which things are broken (default: {MINUTES}, with --score {SCORE_MINUTES})"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the plan and of the clients (default: 1)")
     parser.add_argument("--jobs", type=int, help=f"in all (default: {JOBS_PER_MINUTE} a minute)")
+    parser.add_argument("--rows", type=int, help=f"of the file (default: {ROWS_PER_MINUTE} a minute)")
     parser.add_argument("--keep", action="store_true", help="keep logs and data, also when all went well")
     options = parser.parse_args()
-    if options.minutes <= 0 or (options.jobs is not None and options.jobs <= 0):
+    if any(number is not None and number <= 0 for number in (options.minutes, options.jobs, options.rows)):
         parser.error("all numbers must be above 0")
+    options.minutes = options.minutes or (SCORE_MINUTES if options.score else MINUTES)
     options.jobs = options.jobs or round(JOBS_PER_MINUTE * options.minutes)
+    options.rows = options.rows or round(ROWS_PER_MINUTE * options.minutes)
     return options
 
 
@@ -163,6 +175,20 @@ def _play(options: argparse.Namespace, plan: list[Fault], folder: Path, console:
     return not verdict.violations
 
 
+def _play_score(options: argparse.Namespace, plan: list[Fault], folder: Path, console: Console) -> bool:
+    """Play a game of a file and report; return whether all went well."""
+    with System(folder, keep=3600) as system:
+        game = ScoreGame(system, plan, options.rows, options.seed, console)
+        violations = list(_violations(game.play)) or [*game.judge(), *_violations(system.stop)]
+    console.print(f"faults: {game.faults.total()}, {game.kills} of them kills, missed: {game.missed}")
+    for kind, count in sorted(game.faults.items()):
+        console.print(f"  {count:4}  {kind}")
+    console.print(f"violations: {len(violations)}")
+    for violation in violations[:_SHOWN]:
+        console.print(f"  {violation}")
+    return not violations
+
+
 def _violations(step: object) -> Iterable[str]:
     try:
         step()  # type: ignore[operator]
@@ -180,13 +206,14 @@ def main() -> int:
     options = _options()
     signal.signal(signal.SIGTERM, _interrupt)
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    plan = make_plan(options.seed, options.minutes)
-    console.print(f"seed {options.seed}: {len(plan)} faults in {options.minutes:g} minutes, {options.jobs:,} jobs")
+    plan = make_plan(options.seed, options.minutes, SCORE_PER_MINUTE if options.score else PER_MINUTE)
+    what = f"{options.rows:,} rows" if options.score else f"{options.jobs:,} jobs"
+    console.print(f"seed {options.seed}: {len(plan)} faults in {options.minutes:g} minutes, {what}")
     for fault in plan:
         console.print(str(fault))
     folder = Path(tempfile.mkdtemp(prefix="rq-models-chaos-"))
     try:
-        well = _play(options, plan, folder, console)
+        well = (_play_score if options.score else _play)(options, plan, folder, console)
     except Violation as violation:
         console.print(f"it did not begin: {violation}")
         well = False

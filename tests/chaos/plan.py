@@ -48,10 +48,10 @@ class Fault:
         return f"{self.at:6.1f} s  {self.kind}{lasting}"
 
 
-def make_plan(seed: int, minutes: float) -> list[Fault]:
+def make_plan(seed: int, minutes: float, per_minute: int = PER_MINUTE) -> list[Fault]:
     """Return the faults of a game, evenly spread; each kind comes once before any comes again."""
     chance = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
-    count = round(minutes * PER_MINUTE)
+    count = round(minutes * per_minute)
     every = (60 * minutes - _CALM) / max(count, 1)
     kinds: list[str] = []
     while len(kinds) < count:

@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Self
 
@@ -29,14 +29,21 @@ PATIENCE = 60.0
 _LOOK = 5.0
 """Seconds to wait for a victim: a worker may just be starting."""
 _MARK = "RQ_MODELS_CHAOS"
+_SLOW = "slow"
 _SOURCE = """
-import time
+import os, time
+
+SLOW = os.path.join(os.path.dirname(__file__), "slow")
 
 class Model:
     example = {"n": 1, "seconds": 0}
 
     def predict_batch(self, orders):
-        time.sleep(sum(order["seconds"] for order in orders))
+        # Rows of a file do not say how long they take.
+        each = 0.002 if os.path.exists(SLOW) else 0
+        time.sleep(sum(order.get("seconds", each) for order in orders))
+        if any(order["n"] < 0 for order in orders):
+            raise ValueError("there are no negative numbers here")
         return [{"n": order["n"], "square": order["n"] ** 2} for order in orders]
 
     def predict(self, order):
@@ -137,6 +144,13 @@ class System:
             return _signal(victim, signal.SIGKILL)
         self._later(seconds, lambda: _signal(victim, signal.SIGCONT))
         return _signal(victim, signal.SIGSTOP)
+
+    @contextmanager
+    def slow_model(self) -> Iterator[None]:
+        """Let each row of a file take 2 ms, so that there is time to break something."""
+        (self.folder / _SLOW).touch()
+        yield
+        (self.folder / _SLOW).unlink()
 
     def calm_down(self) -> None:
         """Wait until all that was to be mended is mended, and what was started again is up."""

@@ -84,7 +84,7 @@ def judge(redis: Redis, clients: Iterable[ChaosClient], deaths: Iterable[float])
         _judge_client(verdict, record)
     verdict.counts["acknowledged"] = len(acknowledged)
     verdict.counts["ended"] = len(ids)
-    verdict.violations += _leftovers(redis)
+    verdict.violations += leftovers(redis)
     return verdict
 
 
@@ -141,7 +141,8 @@ def _judge_client(verdict: Verdict, record: Record) -> None:
         verdict.answer = record.took, f"job {record.id}, acknowledged at {at}, ended after {ended:.1f} s"
 
 
-def _leftovers(redis: Redis) -> Iterable[str]:
+def leftovers(redis: Redis) -> Iterable[str]:
+    """Yield what is left on the server of work that is over."""
     for key in redis.scan_iter(count=_CHUNK):
         kind = redis.type(key)
         if kind == b"list":

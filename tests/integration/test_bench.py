@@ -81,6 +81,31 @@ def test_the_workers_own_time_is_what_the_model_leaves(worker_cpu, met):
     assert _held(results, "worker CPU")["met"] is met
 
 
+@pytest.mark.parametrize(("p99", "met"), [(24.9, True), (25.1, False)])
+def test_single_predictions_wait_for_two_slices_at_most(p99, met):
+    results = Results()
+    results.add("ours", {"score_p99_idle": 5, "score_p99": p99, "score_slice": 10})
+
+    assert _held(results, "file: single")["met"] is met
+
+
+@pytest.mark.parametrize(("rate", "met"), [(84, False), (86, True)])
+def test_a_file_is_held_against_the_script(rate, met):
+    results = Results()
+    results.add("script", {"score": 100})
+    results.add("ours", {"score": rate})
+
+    assert _held(results, "file, 1 worker")["met"] is met
+
+
+def test_the_worker_that_grows_most_counts():
+    results = Results()
+    results.add("ours", {"score_memory": 50})
+    results.add("ours-2", {"score_memory": 120})
+
+    assert _held(results, "file: a worker's memory")["measured"] == 120
+
+
 def test_what_was_not_measured_is_not_judged():
     assert {target.held(Results())["met"] for target in TARGETS} == {None}
 
@@ -119,3 +144,26 @@ def test_a_small_run(tmp_path):
     assert written["medians"]["rq"]["round_trips"] == pytest.approx(20, abs=2)
     assert written["medians"]["ours"]["round_trips"] < 1
     assert "drain: 50 times RQ SimpleWorker's" in [target["promise"] for target in written["targets"]]
+
+
+def test_a_small_file(tmp_path):
+    path = tmp_path / "results.json"
+    options = ["--only", "score", "--rows", "30000", "--predictions", "20", "--rounds", "1", "--json", str(path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = json.loads(path.read_text())
+    assert written["failures"] == []
+    medians = written["medians"]
+    assert set(medians) == {"script", "ours", "ours-2"}
+    assert set(medians["script"]) == {"score"}
+    assert {"score", "score_busy", "score_memory", "score_slice"} == set(medians["ours-2"])
+    assert {"score_p50_idle", "score_p50", "score_p99_idle", "score_p99"} < set(medians["ours"])
+    assert [one["met"] for one in written["targets"] if one["promise"].startswith("file")].count(None) == 0

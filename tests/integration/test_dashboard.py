@@ -30,6 +30,7 @@ from werkzeug.serving import make_server
 from rq_models import Client
 from rq_models.dashboard import create_app
 from rq_models.registry import Card, Serving, publish_card, renew_lease
+from rq_models.scoring import runs
 
 MARKUP = """<script>document.body.id="ran"</script><img src="/static/x" onerror='document.body.id="ran"'>"""
 SETTINGS = {"result_ttl": 600, "failure_ttl": 600}
@@ -144,6 +145,25 @@ def test_a_job_with_dependencies_is_shown(ours, plain, queue):
     assert found["depends_on_status"] == ["active", "active"]
     assert change(ours, f"/job/{first.id}/delete").json == {"status": "OK"}
     assert sorted(ours.get(path).json["depends_on_status"]) == ["active", "expired"]
+
+
+def test_a_scoring_run_is_the_jobs_of_a_queue_beside_the_models(ours, connection):
+    publish_card(connection, Card("churn"))
+    run = runs.begin(connection, runs.Asked("churn", "/in.csv", "/out.csv"), restart=False)
+    runs.keep_plan(connection, run, 1, {"pieces": [[0, 5], [5, 9]], "rows": 9})
+    runs.enqueue(connection, "churn", run, 1, [0, 1])
+    connection.zadd("rq:wip:churn.bulk", {f"{run}-1-0:x": 2e9})
+    part = {"part": "p", "rows": 5, "failed": 1}
+    runs.commit(connection, f"{run}-1-0", "x", runs.read(connection, run), 0, part)
+
+    assert {ours.get(path).status_code for path in addresses(connection, "churn.bulk")} <= {200, 308}
+    shown = ours.get("/0/data/jobs/churn.bulk/queued/8/asc/1.json").json["jobs"]
+    assert [job["id"] for job in shown] == [f"{run}-1-plan", f"{run}-1-0", f"{run}-1-1"]
+    assert {job["description"] for job in shown} == {f"a step of scoring run {run}"}
+    far = ours.get(f"/0/data/job/{run}-1-plan.json").json["metadata"]
+    assert json.loads(far) == {"rows": 5, "failed": 1, "chunks_done": 1, "chunks": 2}
+    assert ".bulk" not in ours.get("/models").text
+    assert ".bulk" not in ours.get("/metrics").text
 
 
 class Bomb:

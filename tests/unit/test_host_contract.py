@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import logging
 import re
@@ -11,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 import schema
 
@@ -523,3 +525,63 @@ def test_nothing_is_logged_by_a_model_that_is_fine(caplog):
         host("WithDataclass")
     assert caplog.text == ""
     assert contract.LoadError.__mro__[1] is Exception
+
+
+# Many rows at once.
+
+
+OUTPUTS = [{"name": "y", "kind": "f8"}, {"name": "day", "kind": "str"}]
+
+
+class _Day(pydantic.BaseModel):
+    x: float
+    day: dt.date = dt.date(2024, 2, 29)
+
+
+class _StrictDay(_Day, strict=True):
+    pass
+
+
+class _Doubled(_Day):
+    @classmethod
+    def model_validate(cls, obj, **options):
+        return super().model_validate({**obj, "x": obj["x"] * 2}, **options)
+
+
+@pytest.mark.parametrize(("declared", "factor"), [(_Day, 1), (_StrictDay, 1), (_Doubled, 2)])
+def test_rows_are_validated_as_single_inputs_are(declared, factor):
+    class Batched:
+        input_schema = declared
+
+        def predict(self, data):
+            return self.predict_batch([data])[0]
+
+        def predict_batch(self, items):
+            return [{"y": item.x, "day": item.day.isoformat()} for item in items]
+
+    model = hosted(Batched())
+    rows = [{"x": 1.0}, {"x": 2.0, "day": "2024-03-01"}, {"x": 3.0, "day": 4.5}]
+
+    right, nobody = model.score_together(rows[:2], OUTPUTS)
+    mixed, failed = model.score_together(rows, OUTPUTS)
+    none, all_failed = model.score_together(rows[2:], OUTPUTS)
+
+    assert list(map(list, right)) == [[1.0 * factor, 2.0 * factor], ["2024-02-29", "2024-03-01"]]
+    assert mixed == [[1.0 * factor, 2.0 * factor, None], ["2024-02-29", "2024-03-01", None]]
+    assert none == [[None], [None]]
+    assert nobody == {}
+    assert failed == {2: model.predict(rows[2])}
+    assert all_failed == {0: model.predict(rows[2])}
+    assert model.score_alone(rows[1], OUTPUTS) == {"value": [2.0 * factor, "2024-03-01"]}
+
+
+@pytest.mark.parametrize("returned", [None, [], [{"y": 1.0}], "ab"])
+def test_rows_are_not_decided_by_a_batch_of_another_length(returned):
+    class Batched:
+        def predict(self, data):
+            return data
+
+        def predict_batch(self, items):
+            return returned
+
+    assert hosted(Batched()).score_together([1, 2], OUTPUTS) is None

@@ -17,7 +17,7 @@ import pytest
 from conftest import wait_until
 
 import rq_models.host
-from rq_models.host import frames
+from rq_models.host import columns, frames
 
 BOOT = Path(rq_models.host.__file__).with_name("boot.py")
 MODELS = Path(__file__).parent.parent / "models"
@@ -143,6 +143,20 @@ def test_a_round_trip(started):
     assert started.load()["loads"] == 1
 
 
+def test_what_a_model_has_loaded_is_no_work_for_the_collector(started, tmp_path):
+    (tmp_path / "large.py").write_text(
+        "import gc\n"
+        "class Model:\n"
+        "    def __init__(self):\n"
+        "        self.loaded = [[n] for n in range(10_000)]\n"
+        "    def predict(self, data):\n"
+        "        return sum(isinstance(one, list) for one in gc.get_objects())\n"
+    )
+    assert started.load("large:Model", tmp_path)["op"] == "loaded"
+
+    assert started.predict(1)["value"] < 5_000
+
+
 def test_a_round_trip_on_the_oldest_python(tmp_path):
     python = oldest_python()
     if python is None:
@@ -176,6 +190,42 @@ def test_a_round_trip_on_the_oldest_python(tmp_path):
         assert right == {"value": 3.0}
         assert error(wrong)["message"] == "widths[1]: Input should be a valid number, got 'asdfg'"
         assert error(pink)["message"] == "colours.a.name: Input should be 'red' or 'blue', got 'pink'"
+    finally:
+        process.close()
+
+
+def test_rows_in_columns_on_the_oldest_python(tmp_path):
+    python = oldest_python()
+    if python is None:
+        pytest.skip("no Python 3.8 here")
+    (tmp_path / "flowers.py").write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass\n"
+        "class Flower:\n"
+        "    width: float\n"
+        "    name: str = 'rose'\n"
+        "class Model:\n"
+        "    def predict(self, flower: Flower) -> Flower:\n"
+        "        return self.predict_batch([flower])[0]\n"
+        "    def predict_batch(self, flowers):\n"
+        "        return [Flower(100 / one.width, one.name.upper()) for one in flowers]\n"
+    )
+    shapes = [{"name": "width", "kind": "f8"}, {"name": "name", "kind": "str", "omit": True}]
+    process = Process(tmp_path, python)
+    try:
+        process.load("flowers:Model", tmp_path)
+        for width in (4.0, 0.0):
+            heads, blob = columns.encode(shapes, [[2.0, width, None], ["mäh", None, "x"]])
+            question = {"op": "score", "rows": 3, "columns": heads, "whole": False, "outputs": shapes, "timeout": 5}
+            process.ours.sendall(frames.encode(question, blob))
+            answer = process.answer()
+            widths, names = columns.decode(answer["columns"], answer["blob"], 3)
+            assert list(widths) == [50.0, 100 / width if width else None, None]
+            assert names == ["MÄH", "ROSE" if width else None, None]
+            assert [(index, record["kind"]) for index, record in sorted(answer["failed"])] == [
+                *([] if width else [(1, "ModelError")]),
+                (2, "InvalidInput"),
+            ]
     finally:
         process.close()
 

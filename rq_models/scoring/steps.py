@@ -1,0 +1,265 @@
+"""The steps of a run, as a worker does them: plan, chunk, merge. What they need is imported with the first of them."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from rq_models.errors import InvalidRun
+from rq_models.scoring import columns, files, formats, parts, runs
+from rq_models.scoring import plan as planning
+from rq_models.scoring.plan import Misfit, Plan
+from rq_models.stable import GaveUp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future
+
+    from rq_models.ledger import Taken
+    from rq_models.scoring.runs import Record
+    from rq_models.scoring.work import Scorer
+
+_SLICE_SECONDS = 0.01
+"""Model time of a slice: as long single predictions wait at most, before it is their turn."""
+_CHUNK_SECONDS = 1.0
+"""Model time of a chunk: as much is done again at most, when a worker dies."""
+_MOST_ROWS = 8192
+"""Of a slice."""
+_MOST_CHUNK_ROWS = 500_000
+_SAMPLE_ROWS = 2 * _MOST_ROWS
+_AHEAD = 3
+"""Slices that are read before the model is ready for them, and that may wait to be written."""
+
+# -- plan -------------------------------------------------------------------------------------------------------
+
+
+def plan(scorer: Scorer, record: Record) -> None:
+    """Look at the input, the output and the model; write down the plan, and enqueue the chunks that are left."""
+    asked = record.asked
+    with scorer.attended():
+        fingerprint = scorer.aside(files.fingerprint, asked.input)
+        version = scorer.version()
+        if record.plan is None:
+            scorer.aside(files.check_output, asked.output, overwrite=asked.overwrite)
+            scorer.aside(files.remove, parts.parts_folder(asked.output))
+            plan = _made(scorer, record, fingerprint, version)
+        else:
+            plan = Plan.of(record.plan)
+            _require_same("input", asked.input, plan.fingerprint, fingerprint)
+            _require_same("model's version", asked.model, plan.version, version)
+    if not scorer.tell(lambda: runs.keep_plan(scorer.connection, record.id, record.attempt, plan.stored())):
+        return
+    done = scorer.tell(lambda: runs.parts(scorer.connection, record.id))
+    left: list[str | int] = [number for number in range(len(plan.pieces)) if number not in done]
+    steps = left or [runs.MERGE]
+    scorer.tell(lambda: runs.enqueue(scorer.connection, asked.model, record.id, record.attempt, steps))
+
+
+def _made(scorer: Scorer, record: Record, fingerprint: str, version: str) -> Plan:
+    asked, card = record.asked, scorer.card()
+    schema, form = card.get("input_schema"), formats.format_of(asked.input)
+    formats.format_of(asked.output)
+    names = None if asked.header else planning.input_names(schema)
+    if form.name == "csv" and not asked.header and names is None:
+        raise Misfit("without a header the columns are the model's inputs in their order, but its schema names none")
+    found = scorer.aside(formats.inspect, asked.input, header=asked.header, names=names)
+    keep = found.columns if asked.keep is None else list(asked.keep)
+    if missing := [name for name in keep if name not in found.columns]:
+        raise Misfit(f"keep names {planning.listed(missing)}; the input has {planning.listed(found.columns)}")
+    guess = {name: columns.kind_of(found.types[name]) for name in found.columns}
+    wanted, whole = planning.inputs(schema, found.columns, guess)
+    outputs = planning.outputs(card.get("output_schema"))
+
+    cut = partial(formats.split, header=asked.header, spool=_source(asked), beat=scorer.pulse)
+    first = [_pair(piece) for piece in scorer.aside(cut, asked.input, _SAMPLE_ROWS)]
+    rows = asked.slice_rows or scorer.model().max_batch_size
+    draft = Plan(fingerprint, version, found.columns, wanted, whole, outputs or [], "", rows, 0, first)
+    tried = _tried(scorer, record, draft)
+    per_chunk = min(round(tried.rows * _CHUNK_SECONDS / max(tried.seconds, 1e-6)), _MOST_CHUNK_ROWS)
+    per_chunk = max(per_chunk // tried.rows, 1) * tried.rows
+    # What was packed is unpacked already.
+    pieces = [_pair(piece) for piece in scorer.aside(cut, _source(asked), per_chunk)]
+    layout = parts.layout(found, keep, [vars(one) for one in tried.outputs])
+    total = pieces[-1][1] if pieces and form.name == "parquet" else len(pieces) * per_chunk
+    return replace(
+        draft, outputs=tried.outputs, layout=layout.dumps(), slice_rows=tried.rows, rows=total, pieces=pieces
+    )
+
+
+def _tried(scorer: Scorer, record: Record, draft: Plan) -> _Tried:
+    """Predict the first rows, to see how many make a slice, and what the model gives back if no schema says it.
+
+    Slices grow from the configured batch and are as large as what was seen to work: a model whose memory is just
+    enough for its batches fails on more, and its slices stay small.
+    """
+    fixed = record.asked.slice_rows is not None
+    tried = _Tried(draft.slice_rows, _SLICE_SECONDS, draft.outputs or [planning.Wanted("", "json")])
+    rows = tried.rows
+    while draft.pieces:
+        source = scorer.aside(_read, record, replace(draft, slice_rows=rows), draft.pieces[0])
+        ready = scorer.aside(_next_question, source, draft, scorer.model().job_timeout)
+        if ready is None:
+            break
+        part, question, blob = ready
+        answer = scorer.ask(question, blob)
+        if not draft.outputs and not tried.guessed:
+            values = json.loads(bytes(answer["blob"]))
+            tried = replace(tried, outputs=planning.guessed_outputs(values), guessed=any(v is not None for v in values))
+        if len(answer["failed"]) > len(part.broken) and len(answer["failed"]) == part.rows:
+            # Not for their number, if it was so from the beginning; and if not, the number before was right.
+            break
+        tried = replace(tried, rows=rows, seconds=answer["seconds"])
+        more = planning.grown(rows, answer["seconds"], _SLICE_SECONDS, _MOST_ROWS)
+        if fixed or part.rows < rows or more <= rows:
+            if not fixed:
+                tried = replace(tried, rows=more, seconds=answer["seconds"] * more / rows)
+            break
+        rows = more
+    return tried
+
+
+def chunk(scorer: Scorer, record: Record, taken: Taken, number: int) -> None:
+    """Predict the rows of one piece, write their part, and commit it."""
+    asked, plan = record.asked, Plan.of(record.plan or {})
+    if scorer.tell(partial(runs.is_done, scorer.connection, record.id, number)):
+        # By an execution that died before it could say so.
+        _go_on(scorer, record, runs.left(scorer.connection, record))
+        return
+    if scorer.version() != plan.version:
+        raise GaveUp
+    name = f"part-{number:06d}-{taken.run}"
+    address = f"{parts.parts_folder(asked.output)}/{name}"
+    with scorer.attended():
+        _require_same("input", asked.input, plan.fingerprint, scorer.aside(files.fingerprint, asked.input))
+        layout = parts.Layout.loads(plan.layout)
+        writer = scorer.aside(parts.PartWriter, address, formats.format_of(asked.output), layout)
+        try:
+            _predict(scorer, record, plan, plan.pieces[number], writer)
+            scorer.aside(writer.close)
+        except BaseException:
+            scorer.settle()
+            writer.discard()
+            raise
+    part = {"part": name, "rows": writer.rows, "failed": writer.failed}
+    commit = partial(runs.commit, scorer.connection, taken.id, taken.run, record, number, part)
+    left = scorer.tell(commit)
+    if left is None:
+        # It may be entered all the same: by a first try that nobody answered, or as the last before the run's end.
+        if scorer.tell(partial(runs.parts, scorer.connection, record.id)).get(number) != part:
+            scorer.aside(parts.remove_part, address)
+        progress = scorer.tell(partial(runs.read, scorer.connection, record.id)).progress
+        if progress.is_over:
+            scorer.tell(partial(runs.clear, scorer.connection, record))
+        if progress.state == "finished":
+            # By others, and this one was too late; it has made the folder anew.
+            scorer.aside(clear_up, record)
+        return
+    _go_on(scorer, record, left)
+
+
+def _go_on(scorer: Scorer, record: Record, left: int) -> None:
+    if left == 0:
+        merge = partial(runs.enqueue, scorer.connection, record.asked.model, record.id, record.attempt, [runs.MERGE])
+        scorer.tell(merge)
+
+
+def _predict(scorer: Scorer, record: Record, plan: Plan, piece: tuple[int, int], writer: parts.PartWriter) -> None:
+    """Predict a piece slice by slice: some are read ahead of the model, and some written behind it."""
+    most = record.asked.max_errors
+    source = _read(record, plan, piece)
+    question_of = partial(_next_question, source, plan, scorer.model().job_timeout)
+    ahead = deque(scorer.submit(question_of) for _ in range(_AHEAD))
+    behind: deque[Future[None]] = deque()
+    while (ready := scorer.result(ahead.popleft())) is not None:
+        ahead.append(scorer.submit(question_of))
+        part, question, blob = ready
+        answer = scorer.ask(question, blob)
+        if scorer.version() != plan.version:
+            raise GaveUp
+        behind.append(scorer.submit(writer.write, part, answer["columns"], answer["blob"], answer["failed"]))
+        if len(behind) > _AHEAD:
+            scorer.result(behind.popleft())
+        if most is not None and writer.failed > most:
+            raise InvalidRun(f"more than {most} rows failed (max_errors)")
+        scorer.between()
+    for work in behind:
+        scorer.result(work)
+
+
+def _read(record: Record, plan: Plan, piece: tuple[int, int]) -> Iterator[formats.Slice]:
+    asked = record.asked
+    kept = parts.Layout.loads(plan.layout).kept.names if plan.layout else []
+    wanted = list(dict.fromkeys([*(one.name for one in plan.inputs), *kept]))
+    bounds: formats.Piece = {"start": piece[0], "end": piece[1]}
+    form = formats.format_of(asked.input)
+    return formats.read(_source(asked), form, bounds, names=plan.names, wanted=wanted, slice_rows=plan.slice_rows)
+
+
+def merge(scorer: Scorer, record: Record) -> None:
+    """Make the output of all parts; it appears whole."""
+    asked, plan = record.asked, Plan.of(record.plan or {})
+    folder = parts.parts_folder(asked.output)
+    with scorer.attended():
+        if record.progress.state != "merging":
+            scorer.aside(files.check_output, asked.output, overwrite=asked.overwrite)
+        if not scorer.tell(partial(runs.end, scorer.connection, record, "merging")):
+            return
+        done = scorer.tell(partial(runs.parts, scorer.connection, record.id))
+        found = [done[number] for number in range(len(plan.pieces))]
+        order = [(f"{folder}/{one['part']}", one["rows"], one["failed"]) for one in found]
+        rows = scorer.aside(parts.merge, order, asked.output, parts.Layout.loads(plan.layout), beat=scorer.pulse)
+        if rows != sum(part["rows"] for part in done.values()):
+            raise RuntimeError(f"{rows} rows were written, and not the {record.progress.rows} that were read")
+        scorer.tell(partial(runs.end, scorer.connection, record, "finished"))
+        scorer.aside(files.remove, folder)
+
+
+def clear_up(record: Record) -> None:
+    """Remove the parts of a run, which are in its output."""
+    files.remove(parts.parts_folder(record.asked.output))
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """What trying has shown: rows and seconds of a slice, and what the model gives back."""
+
+    rows: int
+    seconds: float
+    outputs: list[planning.Wanted]
+    guessed: bool = False
+
+
+def _next_question(
+    source: Iterator[formats.Slice], plan: Plan, timeout: int
+) -> tuple[formats.Slice, dict[str, Any], bytes] | None:
+    """Return the next slice and what the horse is asked of it; None after the last."""
+    part = next(source, None)
+    if part is None:
+        return None
+    pairs = [columns.wire_column(part, one.name, one.kind, omit=one.omit) for one in plan.inputs]
+    question = {
+        "rows": part.rows,
+        "columns": [column for column, _ in pairs],
+        "whole": plan.whole,
+        "outputs": [{"name": one.name, "kind": one.kind} for one in plan.outputs] or None,
+        "timeout": timeout,
+    }
+    return part, question, b"".join(data for _, data in pairs)
+
+
+def _require_same(what: str, whose: str, before: str, now_: str) -> None:
+    if before != now_:
+        raise InvalidRun(f"the {what} of {whose} has changed since the run began; --restart (restart=True) starts over")
+
+
+def _source(asked: runs.Asked) -> str:
+    """Return where the rows are read: what is packed is unpacked beside the parts."""
+    form = formats.format_of(asked.input)
+    return f"{parts.parts_folder(asked.output)}/input.{form.name}" if form.gzip else asked.input
+
+
+def _pair(piece: formats.Piece) -> tuple[int, int]:
+    return piece["start"], piece["end"]

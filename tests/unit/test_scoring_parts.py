@@ -1,0 +1,275 @@
+import csv
+import errno
+import gzip
+import io
+import json
+import struct
+from datetime import UTC, datetime
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from rq_models.scoring.columns import as_text, received
+from rq_models.scoring.files import BadFile, Draft, told
+from rq_models.scoring.formats import Broken, Format, Inspected, Slice, format_of
+from rq_models.scoring.parts import Layout, PartWriter, errors_address, layout, merge, parts_folder
+
+ERROR = {"kind": "ModelError", "type": "ValueError", "message": "no", "retryable": False}
+
+
+def found(**kinds):
+    return Inspected(list(kinds), {name: str(kind) for name, kind in kinds.items()}, 1, pa.schema(list(kinds.items())))
+
+
+def floats(*values, nulls=()):
+    column = {"name": "y", "kind": "f8", "bytes": 8 * len(values), "nulls": list(nulls)}
+    return column, struct.pack(f"<{len(values)}d", *values)
+
+
+def texts(*values):
+    ends = [0]
+    for value in values:
+        ends.append(ends[-1] + len(value.encode()))
+    data = struct.pack(f"<{len(ends)}i", *ends) + "".join(values).encode()
+    return {"name": "s", "kind": "str", "bytes": len(data)}, data
+
+
+def objects(*values):
+    data = json.dumps(values).encode()
+    return {"name": "", "kind": "json", "bytes": len(data)}, data
+
+
+def scored(output, columns, *slices):
+    """Write each slice, its answer and its failed rows as a part of its own, and merge them."""
+    done = []
+    for number, (part, answer, failed) in enumerate(slices):
+        address = f"{parts_folder(output)}/{number}"
+        writer = PartWriter(address, format_of(output), columns)
+        writer.write(part, [column for column, _ in answer], b"".join(data for _, data in answer), failed)
+        writer.close()
+        done.append((address, writer.rows, writer.failed))
+    return merge(done, output, columns)
+
+
+def errors_of(output):
+    with fsspec.open(errors_address(output)) as file:
+        return [json.loads(line) for line in file]
+
+
+def test_the_layout_survives_being_stored():
+    columns = layout(
+        found(id=pa.string(), at=pa.timestamp("us", "UTC")), ["at"], [{"name": "", "kind": "json", "omit": False}]
+    )
+    assert Layout.loads(columns.dumps()) == columns
+    assert columns.schema.names == ["at", "prediction"]
+
+
+def test_a_predicted_column_gives_way_to_a_kept_one():
+    columns = layout(found(y=pa.string(), predicted_y=pa.string()), ["y", "predicted_y"], [{"name": "y", "kind": "f8"}])
+    assert columns.schema.names == ["y", "predicted_y", "predicted_predicted_y"]
+    assert layout(found(y=pa.string()), [], [{"name": "y", "kind": "f8"}]).schema.names == ["y"]
+
+
+def test_csv(tmp_path):
+    output = str(tmp_path / "out.csv")
+    columns = layout(
+        found(id=pa.string(), t=pa.string()), ["id", "t"], [{"name": "y", "kind": "f8"}, {"name": "s", "kind": "str"}]
+    )
+    first = Slice(2, {"id": pa.array(["007", "8"]), "t": pa.array(["a", "b"])}, [], is_text=True)
+    second = Slice(
+        2,
+        {"id": pa.array(["9", None]), "t": pa.array(['c, "d"\ne', None])},
+        [Broken(1, "it has 1 fields, not 2", "x")],
+        is_text=True,
+    )
+    rows = scored(
+        output,
+        columns,
+        (first, [floats(0.5, 2), texts("u", "v")], [(1, ERROR)]),
+        (second, [floats(3, 4), texts("é", "w")], []),
+    )
+    assert rows == 4
+    text = (tmp_path / "out.csv").read_bytes()
+    assert b"\n007,a,0.5,u\n8,b,,\n" in text
+    assert list(csv.reader(io.StringIO(text.decode(), newline=""))) == [
+        ["id", "t", "y", "s"],
+        ["007", "a", "0.5", "u"],
+        ["8", "b", "", ""],
+        ["9", 'c, "d"\ne', "3", "é"],
+        ["", "", "", ""],
+    ]
+    assert [(line["row"], line["error"]["kind"], line["input"]) for line in errors_of(output)] == [
+        (2, "ModelError", {"id": "8", "t": "b"}),
+        (4, "InvalidInput", "x"),
+    ]
+
+
+def test_a_row_of_one_empty_cell_is_no_blank_line(tmp_path):
+    output = str(tmp_path / "out.csv")
+    columns = layout(found(), [], [{"name": "y", "kind": "f8"}])
+    scored(output, columns, (Slice(2, {}, []), [floats(1, 2)], [(0, ERROR)]))
+    assert (tmp_path / "out.csv").read_text().splitlines()[1:] == ['""', '"2"']
+
+
+def test_columns_that_csv_has_not_are_text(tmp_path):
+    output = str(tmp_path / "out.csv")
+    at = pa.array([datetime(2020, 1, 2, tzinfo=UTC)])
+    values = {"at": at, "l": pa.array([[1, 2]]), "b": pa.array([b"x"])}
+    columns = layout(found(**{name: one.type for name, one in values.items()}), values, [{"name": "", "kind": "json"}])
+    scored(output, columns, (Slice(1, values, []), [objects({"a": None})], []))
+    row = list(csv.reader((tmp_path / "out.csv").read_text().splitlines()))[1]
+    assert row == ["2020-01-02T00:00:00+00:00", "[1, 2]", "x", '{"a": null}']
+
+
+def test_packed_parts_are_members_of_one_file(tmp_path):
+    output = str(tmp_path / "out.csv.gz")
+    columns = layout(found(), [], [{"name": "y", "kind": "f8"}, {"name": "s", "kind": "str"}])
+    part = Slice(1, {}, [])
+    scored(output, columns, (part, [floats(1), texts("a")], []), (part, [floats(2), texts("b")], []))
+    assert gzip.decompress((tmp_path / "out.csv.gz").read_bytes()).decode().splitlines()[1:] == ["1,a", "2,b"]
+
+
+def test_jsonl_carries_values_as_they_stood(tmp_path):
+    output = str(tmp_path / "out.jsonl")
+    columns = layout(
+        found(a=pa.int64(), b=pa.string()), ["a", "b"], [{"name": "", "kind": "json"}, {"name": "y", "kind": "f8"}]
+    )
+    part = Slice(3, {"a": [1, 2.5, None], "b": [{"c": [1, 2]}, "\ud800%\u2028\né", float("inf")]}, [])
+    scored(output, columns, (part, [objects({"z": 1}, [], 5), floats(1, float("nan"), 2, nulls=[2])], []))
+    lines = (tmp_path / "out.jsonl").read_bytes().decode().split("\n")
+    assert [json.loads(line) for line in lines[:-1]] == [
+        {"a": 1, "b": {"c": [1, 2]}, "prediction": {"z": 1}, "y": 1.0},
+        {"a": 2.5, "b": "\ud800%\u2028\né", "prediction": [], "y": None},
+        {"a": None, "b": None, "prediction": 5, "y": None},
+    ]
+    assert not Path(errors_address(output)).exists()
+
+
+def test_parquet_has_the_types_and_a_group_of_each_part(tmp_path):
+    output = str(tmp_path / "out.parquet")
+    kept = pa.array([[1], None])
+    kinds = ["f8", "str", "json"]
+    columns = layout(found(l=kept.type, n=pa.int32()), ["l", "n"], [{"name": kind, "kind": kind} for kind in kinds])
+    part = Slice(2, {"l": kept, "n": pa.array([1, None], pa.int32())}, [])
+    answer = [floats(1, 2), texts("a", "b"), objects({"z": 1}, None)]
+    assert scored(output, columns, (part, answer, []), (part, answer, [(0, ERROR)])) == 4
+    table = parquet.read_table(output)
+    assert table.schema.equals(columns.schema)
+    assert [list(row.values()) for row in table.to_pylist()] == [
+        [[1], 1, 1.0, "a", '{"z": 1}'],
+        [None, None, 2.0, "b", None],
+        [[1], 1, None, None, None],
+        [None, None, 2.0, "b", None],
+    ]
+    assert parquet.ParquetFile(output).num_row_groups == 2
+    assert errors_of(output)[0]["row"] == 3
+    assert errors_of(output)[0]["input"] == {"l": [1], "n": 1}
+
+
+def test_no_rows_are_a_file_with_columns(tmp_path):
+    columns = layout(found(a=pa.string()), ["a"], [{"name": "y", "kind": "i8"}])
+    for name in ("out.csv", "out.jsonl", "out.parquet"):
+        assert merge([], str(tmp_path / name), columns) == 0
+    assert parquet.read_table(tmp_path / "out.parquet").schema.names == ["a", "y"]
+    assert next(csv.reader((tmp_path / "out.csv").read_text().splitlines())) == ["a", "y"]
+    assert (tmp_path / "out.jsonl").read_bytes() == b""
+
+
+def test_a_value_that_has_no_place_in_its_column_is_left_out_and_told(tmp_path):
+    output = str(tmp_path / "out.parquet")
+    columns = layout(
+        found(n=pa.int64(), f=pa.float64(), t=pa.string(), b=pa.bool_()),
+        ["n", "f", "t", "b"],
+        [{"name": "y", "kind": "f8"}],
+    )
+    values = {"n": [1, 5.5, None], "f": [2**60 + 1, 2, 0.5], "t": ["a", [1], 2], "b": [True, None, 1]}
+    scored(output, columns, (Slice(3, values, []), [floats(1, 2, 3)], []))
+    table = parquet.read_table(output).to_pydict()
+    assert table["n"] == [1, None, None]
+    assert table["f"] == [2.0**60, 2.0, 0.5]
+    assert table["t"] == ["a", "[1]", "2"]
+    assert table["b"] == [True, None, None]
+    assert [line["row"] for line in errors_of(output)] == [2, 3]
+    assert "5.5 is no int64" in errors_of(output)[0]["error"]["message"]
+
+
+def test_errors_of_an_earlier_run_do_not_stay(tmp_path):
+    output = str(tmp_path / "out.csv")
+    (tmp_path / "out.csv.errors.jsonl").write_text("{}\n")
+    (tmp_path / "out.csv").write_text("old")
+    columns = layout(found(), [], [{"name": "y", "kind": "f8"}, {"name": "z", "kind": "f8"}])
+    scored(output, columns, (Slice(1, {}, []), [floats(1), floats(2)], []))
+    assert not Path(errors_address(output)).exists()
+    assert (tmp_path / "out.csv").read_text().endswith("1,2\n")
+
+
+def test_a_store_without_folders(tmp_path):
+    output = "memory://bucket/out.csv"
+    columns = layout(found(), [], [{"name": "y", "kind": "f8"}, {"name": "s", "kind": "str"}])
+    scored(output, columns, (Slice(1, {}, []), [floats(1), texts("a")], [(0, ERROR)]))
+    with fsspec.open(output) as file:
+        assert file.read().splitlines()[1] == b","
+    assert errors_of(output)[0]["row"] == 1
+
+
+def test_nothing_appears_before_the_end_and_nothing_after_a_failure(tmp_path):
+    output = str(tmp_path / "out.csv")
+    columns = layout(found(), [], [{"name": "y", "kind": "f8"}])
+    writer = PartWriter(str(tmp_path / "part"), Format("csv"), columns)
+    column, data = floats(1)
+    writer.write(Slice(1, {}, []), [column], data, [(0, ERROR)])
+    assert not (tmp_path / "part").exists()
+    writer.discard()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(BadFile, match="no such file"):
+        merge([(str(tmp_path / "gone"), 1, 0)], output, columns)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv.parts"]
+
+
+def test_a_full_disk_is_told(tmp_path):
+    draft = Draft(str(tmp_path / "out.csv"))
+    draft._file.close()
+    draft._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115 - `discard` closes it
+    with pytest.raises(BadFile, match=r"out\.csv: no space is left there$"):
+        draft.write(b"x")
+    draft.discard()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_fails_may_work_later():
+    with pytest.raises(BadFile, match=r"^s3://b/a: reset$") as raised, told("s3://me:pw@b/a"):
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+    assert raised.value.retryable
+    with pytest.raises(KeyError), told("a"):
+        raise KeyError("a mistake of ours")
+
+
+@pytest.mark.parametrize(
+    ("column", "data"),
+    [
+        ({"name": "y", "kind": "f8", "bytes": 9}, b"x" * 9),
+        ({"name": "y", "kind": "str", "bytes": 4}, b"x" * 4),
+        ({"name": "y", "kind": "str", "bytes": 12}, struct.pack("<3i", 0, 1, 1 << 30)),
+        ({"name": "y", "kind": "str", "bytes": 14}, struct.pack("<3i", 0, 1, 2) + b"\xff\xff"),
+        ({"name": "y", "kind": "json", "bytes": 3}, b"[1]"),
+    ],
+)
+def test_a_damaged_answer_is_refused(column, data):
+    with pytest.raises(ValueError, match=r"."):
+        received(column, memoryview(data), 2, set())
+
+
+def test_an_answer_of_other_columns_is_refused(tmp_path):
+    columns = layout(found(), [], [{"name": "y", "kind": "f8"}])
+    writer = PartWriter(str(tmp_path / "part"), Format("parquet"), columns)
+    column, data = texts("a")
+    with pytest.raises(ValueError, match="columns"):
+        writer.write(Slice(1, {}, []), [column], data, [])
+    writer.discard()
+
+
+def test_half_a_character_is_its_escape():
+    assert as_text(["\ud800", "é", None]).to_pylist() == ["\\ud800", "é", None]
