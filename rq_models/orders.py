@@ -17,7 +17,7 @@ from rq_models.registry import PREFIX
 if TYPE_CHECKING:
     from redis import Redis
 
-RELOAD, DRAIN = "reload", "drain"
+RELOAD, DRAIN, LOOK = "reload", "drain", "look"
 _TTL = 600
 _LONGEST_TOKEN = 64
 
@@ -32,7 +32,7 @@ class Answer:
 
 
 def give(connection: Redis, worker: str, order: str, token: str = "") -> None:
-    """Tell a worker what to do, `RELOAD` or `DRAIN`."""
+    """Tell a worker what to do: `RELOAD`, `DRAIN`, or `LOOK` for steps of scoring runs."""
     send_command(connection, worker, order, token=token)
 
 

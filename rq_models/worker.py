@@ -719,6 +719,9 @@ class ModelWorker(RQWorker):
             elif command == orders.RELOAD:
                 self.succession.ask(str(payload.get("token")))
                 self._wake()
+            elif command == orders.LOOK:
+                self.scorer.look_soon()
+                self._wake()
             elif command == orders.DRAIN:
                 # Once: the second signal would kill the prediction in hand.
                 if not self._stop_requested:

@@ -2,20 +2,27 @@
 --
 -- KEYS  1 the run, 2 what is done of it, 3 all runs
 -- ARGV  1 what is asked for (JSON), 2 the run's id, 3 time now, 4 whether to start over, 5 seconds to keep it
--- Returns {state, attempt, ''} of the run as it is now, or {'conflict', attempt, what was asked for before}.
+-- Returns {state, attempt, what was asked for before}: 'planning', 'running' or 'merging' as it is now, 'conflict' if it was
+-- begun otherwise, 'finished' if it is and its output is not to be replaced.
 local call = redis.call
-local state, attempt, asked, rows = unpack(call('HMGET', KEYS[1], 'state', 'attempt', 'asked', 'rows'))
+local state, attempt, asked, rows, plan = unpack(call('HMGET', KEYS[1], 'state', 'attempt', 'asked', 'rows', 'plan'))
 local active = state == 'planning' or state == 'running' or state == 'merging'
-local function differs()
-  -- Whether the output may be there changes nothing of what is in it.
-  return string.gsub(asked, '"overwrite": %a+', '') ~= string.gsub(ARGV[1], '"overwrite": %a+', '')
+-- What changes nothing of the rows may change.
+local function rows_of(text)
+  return (string.gsub(string.gsub(text, '"overwrite": %a+', ''), '"max_errors": %w+', ''))
 end
 attempt = tonumber(attempt) or 0
-if state and ARGV[4] == '0' and state ~= 'finished' then
-  if differs() then return {'conflict', attempt, asked} end
-  if active then return {state, attempt, ''} end
+local replaces = string.find(ARGV[1], '"overwrite": true', 1, true)
+if state and ARGV[4] == '0' then
+  if state == 'finished' then
+    if not replaces then return {'finished', attempt, asked} end
+  elseif (active or plan) and rows_of(asked) ~= rows_of(ARGV[1]) then
+    return {'conflict', attempt, asked}
+  elseif active then
+    return {state, attempt, asked}
+  end
 end
-local fresh = not state or ARGV[4] == '1' or state == 'finished'
+local fresh = not state or not plan or ARGV[4] == '1' or state == 'finished'
 if fresh then
   call('DEL', KEYS[1], KEYS[2])
   rows = 0

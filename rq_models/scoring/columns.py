@@ -134,6 +134,12 @@ def _spelled(cell: str | None, kind: Kind) -> Any:
     return cell if "_" in text else None if math.isnan(number) else number
 
 
+def parsed(cells: pa.Array, kind: Kind) -> Any:
+    """Return what cells of a CSV spell: an array of the kind, or a list of values and of cells that spell none."""
+    array = _fitting(cells, kind, is_text=True)
+    return [_spelled(cell, kind) for cell in cells.to_pylist()] if array is None else array
+
+
 def plain(values: Any) -> list[Any]:
     """Return values, or those of an array, as JSON has them: times in ISO's form, bytes as text."""
     if isinstance(values, list):

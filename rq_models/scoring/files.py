@@ -133,7 +133,7 @@ def check_output(*addresses: str, overwrite: bool) -> None:
             if store.isdir(path):
                 raise BadFile(address, _SENTENCES[errno.EISDIR])
             if not overwrite and store.exists(path):
-                raise BadFile(address, "it exists already")
+                raise BadFile(address, "it exists already; --overwrite (overwrite=True) replaces it")
             if isinstance(store, LocalFileSystem):
                 folder = os.path.dirname(path)  # noqa: PTH120 - likewise
                 if not os.path.isdir(folder):  # noqa: PTH112 - likewise

@@ -69,7 +69,7 @@ def boundary(data: bytes) -> int:
 def record_ends(address: str, file: IO[bytes], start: int, size: int, wanted: int) -> Iterator[int]:
     """Return where pieces of a CSV end, each of about `wanted` bytes; all of it is read."""
     begun = start
-    for block in blocks(address, file, start, size, min(wanted, _LARGEST), quoted=True):
+    for block in blocks(address, file, start, size, min(max(wanted // 4, 1), _LARGEST), quoted=True):
         start += len(block)
         if start - begun >= wanted or start == size:
             begun = start

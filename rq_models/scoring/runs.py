@@ -28,9 +28,10 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.utils import now, utcformat
 
+from rq_models import orders
 from rq_models.errors import RunConflict, UnknownRun
 from rq_models.jobs import ModelJob
-from rq_models.registry import CARD_TTL, PREFIX
+from rq_models.registry import CARD_TTL, PREFIX, read_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -44,12 +45,14 @@ STEP = "rq_models.scoring.step"
 PLAN, MERGE = "plan", "merge"
 ACTIVE = ("planning", "running", "merging")
 _HERE = files("rq_models.scoring")
-_ENQUEUE = files("rq_models").joinpath("enqueue.lua").read_text("utf-8")
+_ENQUEUE, _TAKE_BACK = (
+    files("rq_models").joinpath(f"{name}.lua").read_text("utf-8") for name in ("enqueue", "take_back")
+)
 _BEGIN, _COMMIT, _END = (_HERE.joinpath(f"{name}.lua").read_text("utf-8") for name in ("begin", "commit", "end"))
 _PER_SCRIPT = 1000
 _RETRIES = 5
-_KEPT = 3600
-"""Seconds that the job of a step is kept when it is done; the run itself knows what came of it."""
+KEPT, KEPT_PLAN = 3600, 7 * 24 * 3600
+"""Seconds that the job of a step is kept when it is done, and that of the one that planned."""
 
 
 def run_id(output: str) -> str:
@@ -245,6 +248,9 @@ def begin(connection: Redis, asked: Asked, *, restart: bool) -> str:
     state, attempt, before = begun(keys, (text, run, time.time(), int(restart), CARD_TTL))
     if state == b"conflict":
         raise RunConflict(_differences(_asked(before), asked, run))
+    if state == b"finished":
+        again = "--overwrite (overwrite=True) scores the file again"
+        raise RunConflict(f"run {run} has made {asked.output} already; {again}")
     if state == b"planning":
         # An active one has this job already, unless whoever began it died before this line.
         enqueue(connection, asked.model, run, int(attempt), [PLAN])
@@ -268,7 +274,7 @@ def enqueue(  # noqa: PLR0913 - which steps, of what
         job = ModelJob(connection=connection)
         job.data = b""  # each has its own, below; RQ wants to see some
         job.created_at = job.enqueued_at = now()
-        job.origin, job.result_ttl, job.retries_left, job.timeout = queue, _KEPT, _RETRIES, -1
+        job.origin, job.result_ttl, job.retries_left, job.timeout = queue, KEPT, _RETRIES, -1
         job.failure_ttl, job.description = CARD_TTL, f"a step of scoring run {run}"
         job._status = JobStatus.QUEUED  # noqa: SLF001 - as RQ's own create does
         shared = {name: value for name, value in job.to_dict().items() if name != "data"}
@@ -280,6 +286,10 @@ def enqueue(  # noqa: PLR0913 - which steps, of what
         keys = (Queue.redis_queue_namespace_prefix + queue, Queue.redis_queues_keys)
         push = "LPUSH" if front else "RPUSH"
         connection.eval(_ENQUEUE, len(keys), *keys, RQ_KEY_PREFIX, push, 0, "", len(flat), *flat, *jobs)
+    # They look by themselves, too, but not at once.
+    status = read_model(connection, model)
+    for one in status.serving if status and todo else ():
+        orders.give(connection, one.worker, orders.LOOK)
 
 
 def keep_plan(connection: Redis, run: str, attempt: int, plan: dict[str, Any]) -> bool:
@@ -356,18 +366,16 @@ def cancel(connection: Redis, run: str) -> bool:
     return True
 
 
-def clear(connection: Redis, record: Record) -> None:
-    """Take back the steps of an attempt that wait, and stop those at work; their run is over."""
+def clear(connection: Redis, record: Record, but: str | None = None) -> None:
+    """Take back the steps of an attempt that wait, and stop those at work, but this one; their run is over."""
     queue = Queue(bulk_name(record.asked.model), connection=connection, serializer=JSONSerializer, job_class=ModelJob)
     mine = f"{record.id}-{record.attempt}-"
-    for job_id in queue.job_ids:
-        if job_id.startswith(mine):
-            try:
-                ModelJob.fetch(job_id, connection=connection).cancel()
-            except (NoSuchJobError, InvalidJobOperation):
-                continue
+    waiting = [job_id for job_id in queue.job_ids if job_id.startswith(mine)]
+    for at in range(0, len(waiting), _PER_SCRIPT):
+        some = waiting[at : at + _PER_SCRIPT]
+        connection.eval(_TAKE_BACK, len(some), *[queue.key] * len(some), RQ_KEY_PREFIX, KEPT, *some)
     for job_id in queue.started_job_registry.get_job_ids(cleanup=False):
-        if job_id.startswith(mine):
+        if job_id.startswith(mine) and job_id != but:
             try:
                 send_stop_job_command(connection, job_id, serializer=JSONSerializer)
             except (NoSuchJobError, InvalidJobOperation):

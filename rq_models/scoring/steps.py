@@ -43,7 +43,7 @@ def plan(scorer: Scorer, record: Record) -> None:
         fingerprint = scorer.aside(files.fingerprint, asked.input)
         version = scorer.version()
         if record.plan is None:
-            scorer.aside(files.check_output, asked.output, overwrite=asked.overwrite)
+            _check_output(scorer, record)
             scorer.aside(files.remove, parts.parts_folder(asked.output))
             plan = _made(scorer, record, fingerprint, version)
         else:
@@ -58,10 +58,15 @@ def plan(scorer: Scorer, record: Record) -> None:
     scorer.tell(lambda: runs.enqueue(scorer.connection, asked.model, record.id, record.attempt, steps))
 
 
+def _check_output(scorer: Scorer, record: Record) -> None:
+    output, overwrite = record.asked.output, record.asked.overwrite
+    scorer.aside(files.check_output, output, parts.errors_address(output), overwrite=overwrite)
+
+
 def _made(scorer: Scorer, record: Record, fingerprint: str, version: str) -> Plan:
     asked, card = record.asked, scorer.card()
     schema, form = card.get("input_schema"), formats.format_of(asked.input)
-    formats.format_of(asked.output)
+    into = formats.format_of(asked.output)
     names = None if asked.header else planning.input_names(schema)
     if form.name == "csv" and not asked.header and names is None:
         raise Misfit("without a header the columns are the model's inputs in their order, but its schema names none")
@@ -82,7 +87,8 @@ def _made(scorer: Scorer, record: Record, fingerprint: str, version: str) -> Pla
     per_chunk = max(per_chunk // tried.rows, 1) * tried.rows
     # What was packed is unpacked already.
     pieces = [_pair(piece) for piece in scorer.aside(cut, _source(asked), per_chunk)]
-    layout = parts.layout(found, keep, [vars(one) for one in tried.outputs])
+    typed = {one.name: one.kind for one in wanted} if form.name == "csv" and into.name != "csv" else {}
+    layout = parts.layout(found, keep, [vars(one) for one in tried.outputs], typed)
     total = pieces[-1][1] if pieces and form.name == "parquet" else len(pieces) * per_chunk
     return replace(
         draft, outputs=tried.outputs, layout=layout.dumps(), slice_rows=tried.rows, rows=total, pieces=pieces
@@ -152,7 +158,7 @@ def chunk(scorer: Scorer, record: Record, taken: Taken, number: int) -> None:
             scorer.aside(parts.remove_part, address)
         progress = scorer.tell(partial(runs.read, scorer.connection, record.id)).progress
         if progress.is_over:
-            scorer.tell(partial(runs.clear, scorer.connection, record))
+            scorer.tell(partial(runs.clear, scorer.connection, record, taken.id))
         if progress.state == "finished":
             # By others, and this one was too late; it has made the folder anew.
             scorer.aside(clear_up, record)
@@ -204,7 +210,7 @@ def merge(scorer: Scorer, record: Record) -> None:
     folder = parts.parts_folder(asked.output)
     with scorer.attended():
         if record.progress.state != "merging":
-            scorer.aside(files.check_output, asked.output, overwrite=asked.overwrite)
+            _check_output(scorer, record)
         if not scorer.tell(partial(runs.end, scorer.connection, record, "merging")):
             return
         done = scorer.tell(partial(runs.parts, scorer.connection, record.id))

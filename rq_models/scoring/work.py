@@ -93,6 +93,10 @@ class Scorer:
         """Whether to look for a step."""
         return time.monotonic() >= self._next_look
 
+    def look_soon(self) -> None:
+        """Look for a step as soon as there is nothing else to do; from any thread."""
+        self._next_look = 0.0
+
     def work_once(self) -> bool:
         """Run the step that waits first; return whether there was one.
 
@@ -184,12 +188,14 @@ class Scorer:
 
     def _done(self, taken: Taken, note: str | None) -> Ending:
         taken.ended_at = now()
-        return Ending(taken, JobStatus.FINISHED, taken.number(b"result_ttl") or 3600, note)
+        # What planned a run shows how far it has come, in its meta.
+        ttl = runs.KEPT_PLAN if taken.id.endswith(f"-{runs.PLAN}") else runs.KEPT
+        return Ending(taken, JobStatus.FINISHED, ttl, note)
 
     def _given_up(self, taken: Taken, record: Record | None, why: str) -> Ending:
         """Let the whole run fail, with the one sentence that says why."""
         if record is not None and self.tell(partial(runs.end, self.connection, record, "failed", why)):
-            self.tell(partial(runs.clear, self.connection, record))
+            self.tell(partial(runs.clear, self.connection, record, taken.id))
         elif record is not None:
             self._tidy(record)
         return self._verdicts.failure(taken, RunFailed(why, retryable=False))

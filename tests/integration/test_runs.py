@@ -82,6 +82,42 @@ def test_a_run_whose_beginner_died_before_it_enqueued_gets_its_job(connection: R
     assert waiting(connection) == [f"{record.id}-1-plan"]
 
 
+def test_what_was_mistyped_is_asked_again_without_ado(connection: Redis):
+    record = begun(connection)
+    runs.end(connection, record, "failed", "there is no such file")
+
+    again = begun(connection, input="/right.csv")
+
+    assert (again.id, again.attempt, again.asked.input, again.progress.state) == (
+        record.id,
+        2,
+        "/right.csv",
+        "planning",
+    )
+
+
+def test_more_failed_rows_may_be_allowed_later(connection: Redis):
+    record = begun(connection, max_errors=1)
+    runs.keep_plan(connection, record.id, 1, PLAN)
+    runs.end(connection, record, "failed", "2 rows failed")
+
+    again = begun(connection, max_errors=100)
+
+    assert (again.attempt, again.asked.max_errors, again.plan) == (2, 100, PLAN)
+
+
+def test_a_finished_run_is_not_forgotten_by_asking_again(connection: Redis):
+    record = begun(connection)
+    runs.keep_plan(connection, record.id, 1, PLAN)
+    runs.end(connection, record, "finished")
+
+    with pytest.raises(RunConflict, match=r"has made /out\.csv already; --overwrite"):
+        begun(connection)
+
+    assert runs.read(connection, record.id).progress.state == "finished"
+    assert begun(connection, overwrite=True).attempt == 2
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -96,6 +132,7 @@ def test_a_run_whose_beginner_died_before_it_enqueued_gets_its_job(connection: R
 def test_the_output_of_another_run_is_refused(connection: Redis, state: str, changed: dict[str, Any], said: str):
     record = begun(connection)
     if state != "planning":
+        runs.keep_plan(connection, record.id, 1, PLAN)
         runs.end(connection, record, state)
 
     with pytest.raises(RunConflict) as refused:

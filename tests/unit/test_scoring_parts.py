@@ -111,7 +111,7 @@ def test_a_row_of_one_empty_cell_is_no_blank_line(tmp_path):
     output = str(tmp_path / "out.csv")
     columns = layout(found(), [], [{"name": "y", "kind": "f8"}])
     scored(output, columns, (Slice(2, {}, []), [floats(1, 2)], [(0, ERROR)]))
-    assert (tmp_path / "out.csv").read_text().splitlines()[1:] == ['""', '"2"']
+    assert (tmp_path / "out.csv").read_text().splitlines()[1:] == ['""', "2"]
 
 
 def test_columns_that_csv_has_not_are_text(tmp_path):
@@ -148,7 +148,7 @@ def test_jsonl_carries_values_as_they_stood(tmp_path):
     assert not Path(errors_address(output)).exists()
 
 
-def test_parquet_has_the_types_and_a_group_of_each_part(tmp_path):
+def test_parquet_has_the_types(tmp_path):
     output = str(tmp_path / "out.parquet")
     kept = pa.array([[1], None])
     kinds = ["f8", "str", "json"]
@@ -164,9 +164,64 @@ def test_parquet_has_the_types_and_a_group_of_each_part(tmp_path):
         [[1], 1, None, None, None],
         [None, None, 2.0, "b", None],
     ]
-    assert parquet.ParquetFile(output).num_row_groups == 2
     assert errors_of(output)[0]["row"] == 3
     assert errors_of(output)[0]["input"] == {"l": [1], "n": 1}
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.csv.gz", "out.jsonl", "out.jsonl.gz", "out.parquet"])
+def test_where_the_input_was_cut_shows_nowhere(tmp_path, name):
+    columns = layout(found(a=pa.string(), n=pa.int64()), ["a", "n"], [{"name": "y", "kind": "str"}])
+    rows = [("plain", 1), ('with "quotes", and commas', 2), (None, 3), ("two\nlines", 4), ("plain again", 5)]
+    made = []
+    for number, ends in enumerate([[5], [1, 5], [2, 3, 4, 5]]):
+        (tmp_path / str(number)).mkdir()
+        output, start, parts = str(tmp_path / str(number) / name), 0, []
+        for end in ends:
+            some = rows[start:end]
+            values = {"a": pa.array([a for a, _ in some], pa.string()), "n": pa.array([n for _, n in some])}
+            answer = [texts(*(f"p{n}" for _, n in some))]
+            parts.append((Slice(len(some), values, []), answer, [(0, ERROR)] if start == 0 else []))
+            start = end
+        assert scored(output, columns, *parts) == 5
+        made.append((tmp_path / str(number) / name).read_bytes())
+    assert made[0] == made[1] == made[2]
+
+
+def test_large_parts_become_groups_of_one_size(tmp_path):
+    output = str(tmp_path / "out.parquet")
+    columns = layout(found(n=pa.int64()), ["n"], [{"name": "y", "kind": "f8"}])
+    parts = [
+        (Slice(size, {"n": pa.array(range(start, start + size))}, []), [floats(*[0.5] * size)], [])
+        for start, size in ((0, 100_000), (100_000, 100_000), (200_000, 70_000))
+    ]
+    assert scored(output, columns, *parts) == 270_000
+    file = parquet.ParquetFile(output)
+    assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [
+        131_072,
+        131_072,
+        7_856,
+    ]
+    assert file.read(["n"]).column("n").to_pylist() == list(range(270_000))
+
+
+def test_numbers_of_a_csv_are_numbers_where_they_can_be(tmp_path):
+    inspected = found(a=pa.string(), n=pa.string(), b=pa.string(), id=pa.string())
+    typed = {"a": "f8", "n": "i8", "b": "b1", "id": "str"}
+    columns = layout(inspected, ["a", "n", "b", "id"], [{"name": "y", "kind": "f8"}], typed)
+    cells = {"a": ["1.50", "", "x"], "n": ["1", "2", "3"], "b": ["true", "0", ""], "id": ["007", "", "9"]}
+    part = Slice(3, {name: pa.array(some) for name, some in cells.items()}, [], is_text=True)
+    for name in ("out.parquet", "out.jsonl"):
+        scored(str(tmp_path / name), columns, (part, [floats(1, 2, 3)], []))
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    rows = [
+        {"a": 1.5, "n": 1, "b": True, "id": "007", "y": 1.0},
+        {"a": None, "n": 2, "b": False, "id": "", "y": 2.0},
+        # What is no number has no place in the column; the model was not asked about such a row, or it refused it.
+        {"a": None, "n": 3, "b": None, "id": "9", "y": None},
+    ]
+    assert parquet.read_table(tmp_path / "out.parquet").to_pylist() == rows
+    assert lines == rows
+    assert [one["row"] for one in errors_of(str(tmp_path / "out.parquet"))] == [3]
 
 
 def test_no_rows_are_a_file_with_columns(tmp_path):
