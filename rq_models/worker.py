@@ -6,6 +6,7 @@ RQ's own methods, so a model that crashes loses no result; model code runs in th
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -199,6 +200,9 @@ class ModelWorker(RQWorker):
                 # If it fails, it is logged and on the card; the first job tries again.
                 with suppress(ModelFault):
                     self.stable.warm(self._beat)
+            # What is there now stays; to look through it again and again costs tens of milliseconds each time.
+            gc.collect()
+            gc.freeze()
             done = self._loop(burst, max_jobs, max_idle_time)
         except StopRequested:
             pass
