@@ -12,10 +12,9 @@ from typing import Self
 
 from rq_models.ledger import _script
 
-TAKE, FINISH = (
-    hashlib.sha1(_script(name).encode(), usedforsecurity=False).hexdigest().encode()
-    for name in ("take.lua", "finish.lua")
-)
+# What an idle worker waits with, in one packet with its take: the steps of scoring runs are taken by the same script.
+TAKE = b"BLMOVE"
+FINISH = hashlib.sha1(_script("finish.lua").encode(), usedforsecurity=False).hexdigest().encode()
 ENQUEUE = b"-- Enqueue jobs"
 RENEW = b'{"lease": "'
 _CHUNK = 1 << 16
