@@ -169,7 +169,7 @@ def test_packed_text_is_unpacked_once_and_cut_there(tmp_path):
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["text"]
 
 
-@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b"a\n" * 10000)[:-20]])
+@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b"a\n" * 10000)[:-20]], ids=["none", "cut"])
 def test_what_is_no_gzip_is_said(tmp_path, data):
     path = written(tmp_path, "a.csv.gz", data)
     with pytest.raises(BadFile, match=r"a\.csv\.gz: it is no gzip file, or a damaged one"):
