@@ -234,7 +234,16 @@ class Ledger:
         self._failed = f"{RQ_KEY_PREFIX}:failed:{queue.name}"
         self._counters = counters_key(queue.name)
 
-    def ask_for_jobs(self, limit: int, max_bytes: int, ttl: int, wait: float = 0, *, suspect: bool = True) -> None:
+    def ask_for_jobs(  # noqa: PLR0913 - what a take has to know
+        self,
+        limit: int,
+        max_bytes: int,
+        ttl: int,
+        wait: float = 0,
+        *,
+        suspect: bool = True,
+        alone: Taken | None = None,
+    ) -> None:
         """Ask for up to `limit` jobs from the front of the queue, to be moved to ``started``; see `jobs`.
 
         Args:
@@ -244,6 +253,7 @@ class Ledger:
             wait: seconds to wait for the first job; never for more than is there then.
             suspect: if it is one job, write down that it is in hand alone. Not before the model is loaded, nor while
                 another job runs: what kills this worker then is not this job's doing. See `Ledger.suspect`.
+            alone: the job in hand meanwhile, to be suspected by the way.
         """
         self._at = at = now()
         # Onto itself, left to left: a peek that moves nothing, so that a kill between waiting and taking loses nothing.
@@ -261,11 +271,14 @@ class Ledger:
                 ttl,
                 max_bytes,
                 int(suspect),
+                f"{alone.id}:{alone.run}" if alone else "",
             ),
             after=peek if wait else (),
         )
         self._runs += limit
         self._suspect = suspect
+        if alone:
+            alone.is_suspect = True
 
     @property
     def asked(self) -> bool:

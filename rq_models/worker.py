@@ -106,6 +106,8 @@ class ModelWorker(RQWorker):
         self._next_recovery = self._trusts_leases_from = 0.0
         self._more_waits = False
         self._may_look_ahead = False
+        self._alone: Taken | None = None
+        """The job that is predicted, if it is one."""
         self._limit = 1
         self._flushed = 0.0
         self._seconds_per_job = self._batch_seconds = 1.0
@@ -418,6 +420,7 @@ class ModelWorker(RQWorker):
 
         If this batch takes longer than its like, what was found goes back to where it came from.
         """
+        alone = self._alone if self._alone and not self._alone.is_suspect else None
         if self.ledger.asked:
             self._more_waits = False
             self._put_back()
@@ -429,7 +432,10 @@ class ModelWorker(RQWorker):
             and self.stable.running
             and time.monotonic() < self._next_recovery
         ):
-            self.ledger.ask_for_jobs(self._limit, self.model.max_batch_bytes, RUN_TTL, suspect=False)
+            size = self.model.max_batch_bytes
+            self.ledger.ask_for_jobs(self._limit, size, RUN_TTL, suspect=False, alone=alone)
+        elif alone:
+            self.ledger.suspect(alone)
 
     def _put_back(self) -> None:
         """Put back, at the front, jobs that were asked for and not begun; it costs them no retry."""
@@ -516,9 +522,7 @@ class ModelWorker(RQWorker):
         late = [item for item in items if was_cold and item not in stopped and self._in_hand[item.id].is_late]
         yield [self.verdicts.failure(self._in_hand[item.id], DeadlineExceeded()) for item in late]
         left = [item for item in items if item not in stopped and item not in late]
-        if len(left) == 1 and not (alone := self._in_hand[left[0].id]).is_suspect:
-            with suppress(RedisError):
-                self.ledger.suspect(alone)
+        self._alone = self._in_hand[left[0].id] if len(left) == 1 else None
         for some in self.stable.predict(left, self._beat) if left else ():
             ended = now()
             # Of the horse that gave these answers; a crash may have brought up another in the middle of the batch.

@@ -521,19 +521,23 @@ def test_a_death_does_not_count_against_a_job_that_was_taken_ahead(
     assert_nothing_left(connection)
 
 
+@pytest.mark.parametrize(("max_batch_size", "behind"), [(4, 0), (1, 0), (1, 3)])
 def test_a_death_counts_against_a_job_that_was_taken_ahead_and_is_predicted_alone(
-    make_held: Callable[..., Held], client: Client, connection: Redis
+    make_held: Callable[..., Held], client: Client, connection: Redis, max_batch_size: int, behind: int
 ):
-    held = make_held(max_batch_size=4)
+    held = make_held(max_batch_size=max_batch_size)
     first = held.start()
-    *quick, job = client.enqueue_many("held", [*(held.order(n) for n in range(40)), held.held_order(40)])
-    wait_until(lambda: held.calls[-1:] == [[40]], "it is being predicted")
-    assert alone(connection, job) == [b"1"]
+    orders = [*(held.order(n) for n in range(40)), held.held_order(40), *(held.order(41 + n) for n in range(behind))]
+    jobs = client.enqueue_many("held", orders)
+    job = jobs[40]
+    wait_until(lambda: held.calls[-1:] == [[40]] and alone(connection, job) == [b"1"], "it is predicted, a suspect")
+    assert not any(alone(connection, later) == [b"1"] for later in jobs[41:])
 
     first.stop(signal.SIGKILL)
     held.start()
     wait_until(lambda: stored(connection, job, "deaths") == "1", "it is put back")
     held.release()
 
-    assert client.wait_all([*quick, job], timeout=60) == [n**2 for n in range(41)]
+    assert client.wait_all(jobs, timeout=60) == [n**2 for n in range(41 + behind)]
+    assert {stored(connection, later, "deaths") for later in jobs[41:]} <= {"0", None}
     assert_nothing_left(connection)
