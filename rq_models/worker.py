@@ -107,7 +107,7 @@ class ModelWorker(RQWorker):
         self._more_waits = False
         self._may_look_ahead = False
         self._alone: Taken | None = None
-        """The job that is predicted, if it is one."""
+        """The job in the horse's hands, if it is one: to be written down as a suspect while the horse works."""
         self._limit = 1
         self._flushed = 0.0
         self._seconds_per_job = self._batch_seconds = 1.0
@@ -334,6 +334,7 @@ class ModelWorker(RQWorker):
             decided = {ending.taken.id for ending in self._ended}
             undecided = [one for one in taken if one.id in self._in_hand and one.id not in decided]
             self._ended += [self.verdicts.failure(one, lost) for one in undecided]
+        self._alone = None
         self._batch_seconds = time.monotonic() - began
         self._seconds_per_job = self._batch_seconds / len(taken)
         return len(taken)
