@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +48,7 @@ _LOOK = 1.0
 """Seconds between two looks at the queue, at most."""
 _POLL = 0.01
 _LONGEST_PAUSE = 10.0
+_ALLOCATOR = "ARROW_DEFAULT_MEMORY_POOL"
 _log = logging.getLogger("rq.worker.scoring")
 
 
@@ -269,11 +271,18 @@ class Scorer:
 
 
 def _steps() -> Any:
+    # pyarrow's own allocator keeps what was freed, 20 MB in each worker; which one it takes is settled by its import.
+    given = os.environ.get(_ALLOCATOR)
+    os.environ.setdefault(_ALLOCATOR, "system")
     try:
         from rq_models.scoring import steps  # noqa: PLC0415 - 60 MB that only scoring needs
     except ImportError as error:
         message = f"scoring files needs {error.name} where the workers are; there, pip install 'rq-models[score]'"
         raise ConfigurationError(message) from None
+    finally:
+        if given is None:
+            # The model's process, which may have it too, is none of ours.
+            os.environ.pop(_ALLOCATOR, None)
     return steps
 
 
