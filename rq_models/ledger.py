@@ -324,7 +324,7 @@ class Ledger:
         return one
 
     def recover(
-        self, in_hand: Iterable[Taken], ttl: int, *, dead: bool, buried: Iterable[str] = ()
+        self, in_hand: Iterable[Taken], ttl: int, *, dead: bool, buried: Iterable[str] = (), deaths: int = DEATHS
     ) -> tuple[int, list[Taken]]:
         """Put back, at the front, the jobs of runs that nobody holds any more; see recover.lua.
 
@@ -333,9 +333,10 @@ class Ledger:
             ttl: see `ask_for_jobs`.
             dead: put back what workers held whose lease is gone, too.
             buried: leases of workers that are known to be dead; what they held is put back in any case.
+            deaths: how many workers may die of a job.
 
         Returns:
-            how many were put back, and the jobs of which `DEATHS` workers died: they are this worker's, to be failed.
+            how many were put back, and the jobs of which so many workers died: they are this worker's, to be failed.
         """
         at = now()
         self._recover.call(
@@ -347,7 +348,7 @@ class Ledger:
                 self._worker,
                 utcformat(at),
                 int(time.time()) + ttl,
-                DEATHS,
+                deaths,
                 self._runs,
                 int(dead),
                 *(f"{one.id}:{one.run}" for one in in_hand),

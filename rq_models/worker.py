@@ -60,6 +60,7 @@ from rq_models.pool import POOL_VARIABLE
 from rq_models.registry import Card, Serving, drop_lease, publish_card, read_model
 from rq_models.rq_worker import PEEK, REPLY_TIMEOUT, RUN_TTL, RQWorker
 from rq_models.scoring.runs import bulk_name
+from rq_models.scoring.work import DEATHS as STEP_DEATHS
 from rq_models.scoring.work import Scorer
 from rq_models.settings import Settings
 from rq_models.stable import Stable
@@ -80,6 +81,8 @@ _SLICE = 0.01
 """Seconds of work after which finished jobs are not kept back any longer."""
 _HELD = 0.1
 """Seconds that a batch may take for the next one to be taken meanwhile: as long do those jobs wait here, held."""
+_SERVED = 1.0
+"""Seconds for which single predictions alone are served in the middle of a file; then there is a slice of it."""
 _LONGEST_PAUSE = 10.0
 _RECOVERY = 2.0
 """Seconds between two looks for what dead workers held."""
@@ -103,7 +106,7 @@ class ModelWorker(RQWorker):
         self._ended: list[Ending] = []
         self._unsettled: tuple[list[Ending], list[Ending]] = ([], [])
         """Endings of which the server has been told, and those of which RQ's own methods will tell it."""
-        self._next_recovery = self._trusts_leases_from = 0.0
+        self._next_recovery = self._trusts_leases_from = self._serves_from = 0.0
         self._more_waits = False
         self._may_look_ahead = False
         self._alone: Taken | None = None
@@ -259,7 +262,9 @@ class ModelWorker(RQWorker):
                 # What ends now may put jobs into the queue: retries, dependents.
                 ending = bool(self._ended)
                 scored = max_jobs is None and not self._more_waits and self._score(burst=burst)
-                ran = self.work_once(min(left, self._batch_size), 0 if scored else wait) + scored
+                ran = scored
+                if not self._stop_requested:
+                    ran += self.work_once(min(left, self._batch_size), 0 if scored else wait)
                 done, pause = done + ran, 0.0
                 if ran or ending:
                     idle_since = time.monotonic()
@@ -281,6 +286,7 @@ class ModelWorker(RQWorker):
         try:
             while not self._stop_requested and (burst or self.scorer.is_due) and self.scorer.work_once():
                 done += 1
+                self._serve()
         finally:
             if self.ledger.asked:
                 # The loop looks by itself again.
@@ -289,20 +295,28 @@ class ModelWorker(RQWorker):
 
     def _serve(self) -> None:
         """Serve what has come meanwhile; between two slices of a file. No round trip tells that there is nothing."""
+        began = time.monotonic()
+        if began < self._serves_from:
+            return
         try:
             if self.ledger.asked:
                 if not self.ledger.answered:
                     return
-                while self.work_once(self._batch_size):
-                    pass
+                # People go first, but for the worker's own affairs.
+                while not self._stop_requested and self.work_once(self._batch_size):
+                    if time.monotonic() - began > _SERVED:
+                        self._flush()
+                        break
             self._recover_if_due()
             self.maintain_if_due()
             self.succession.tend(self._beat_beside)
-            size, warm = self._batch_size, self.stable.is_warm
-            self.ledger.ask_for_jobs(size, self.model.max_batch_bytes, RUN_TTL, PEEK, suspect=warm)
+            if not self.ledger.asked:
+                size, warm = self._batch_size, self.stable.is_warm
+                self.ledger.ask_for_jobs(size, self.model.max_batch_bytes, RUN_TTL, PEEK, suspect=warm)
         except RedisError as error:
             # There is nobody to serve; the file goes on.
             self._next_recovery = 0.0
+            self._serves_from = time.monotonic() + _SERVED
             self.log.warning("Worker %s: %s", self.name, explain(error, place(self.connection)))
 
     def work_once(self, limit: int, wait: float = 0) -> int:
@@ -475,14 +489,18 @@ class ModelWorker(RQWorker):
 
     def _recover(self, *, dead: bool, buried: Iterable[str] = ()) -> None:
         back, poison = self.ledger.recover(self._in_hand.values(), RUN_TTL, dead=dead, buried=buried)
-        # Of these no job is a suspect, and so none is poison: the model is not in the process that dies.
-        back += self.scorer.ledger.recover(self._in_hand.values(), RUN_TTL, dead=dead, buried=buried)[0]
+        steps_back, steps = self.scorer.ledger.recover(
+            self._in_hand.values(), RUN_TTL, dead=dead, buried=buried, deaths=STEP_DEATHS
+        )
+        back += steps_back
         if back:
             self.log.warning("Worker %s: put back %d jobs that nobody holds any more", self.name, back)
         for one in poison:
             self._in_hand[one.id] = one
             message = f"{DEATHS} workers died while they ran this job alone; it is not run again"
             self._ended.append(self.verdicts.failure(one, JobLost(message, retryable=False)))
+        for one in steps:
+            self.scorer.bury(one)
 
     def _distrust_leases(self) -> None:
         """Give the others as long as a lease to renew theirs: the server was away just now."""

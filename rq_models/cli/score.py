@@ -14,7 +14,6 @@ from rq_models.cli.outcome import one_line
 
 if TYPE_CHECKING:
     from rq_models.client import Client
-    from rq_models.scoring.runs import Record
 
 
 @click.command()
@@ -40,6 +39,7 @@ def score(app: App, /, model: str, source: str, output: str, **options: Any) -> 
     # 0.2 s, and rich's, that the other commands need not wait.
     from rq_models import Client  # noqa: PLC0415 - as said above
     from rq_models.cli.bar import follow  # noqa: PLC0415 - likewise
+    from rq_models.scoring.runs import errors_address, shown  # noqa: PLC0415 - likewise
 
     detach = options.pop("detach")
     options.update(keep=_columns(options["keep"]), header=not options.pop("no_header"))
@@ -49,7 +49,8 @@ def score(app: App, /, model: str, source: str, output: str, **options: Any) -> 
         run = client.score(model, source, output, **options)
         record = run.record
         before = f"; {record.progress.rows:,} rows are done already" if record.progress.rows else ""
-        say(f"run {run.id}: {model} scores {_shown(record.asked.input)} into {_shown(record.asked.output)}{before}")
+        asked = record.asked
+        say(f"run {run.id}: {model} scores {shown(asked.input)} into {shown(asked.output)}{before}")
         if detach:
             click.echo(run.id)
             return
@@ -63,7 +64,7 @@ def score(app: App, /, model: str, source: str, output: str, **options: Any) -> 
             say(f"{progress.rows:,} rows are done and kept")
         click.echo(run.wait())
         if progress.failed:
-            say(f"the failed rows are in {_shown(_errors(record))}")
+            say(f"the failed rows are in {shown(errors_address(asked.output))}")
 
 
 def _columns(keep: str) -> list[str] | None:
@@ -81,15 +82,6 @@ def _obstacle(client: Client, model: str) -> str:
     return ""
 
 
-def _shown(address: str) -> str:
-    """Return an address without what may sign it."""
-    return address.partition("?")[0] if "://" in address else address
-
-
-def _errors(record: Record) -> str:
-    return f"{record.asked.output}.errors.jsonl"
-
-
 @click.group(invoke_without_command=True)
 @click.pass_context
 def runs(context: click.Context) -> None:
@@ -103,14 +95,14 @@ def runs(context: click.Context) -> None:
 
 def _list(app: App) -> None:
     from rq_models.cli.bar import percent, speed  # noqa: PLC0415 - rich, that the other commands need not wait for
-    from rq_models.scoring.runs import read_all  # noqa: PLC0415 - likewise RQ
+    from rq_models.scoring.runs import read_all, shown  # noqa: PLC0415 - likewise RQ
 
     headers = ("id", "model", "state", "done", "rows", "failed", "rows/s", "began (UTC)", "input", "output")
     rows = []
     for one in read_all(app.connection):
         at, asked = one.progress, one.asked
         done = percent(at)
-        places = _shown(asked.input), _shown(asked.output)
+        places = shown(asked.input), shown(asked.output)
         rows.append(
             (
                 *(one.id, asked.model, at.state, done, f"{at.rows:,}", f"{at.failed:,}", speed(at)),
@@ -130,7 +122,7 @@ def _moment(when: float) -> str:
 def show(app: App, run_id: str) -> None:
     """Show a run: what was asked for, and how far it has come."""
     from rq_models.cli.bar import ahead, clock, figures  # noqa: PLC0415 - rich, as above
-    from rq_models.scoring.runs import read  # noqa: PLC0415 - likewise RQ
+    from rq_models.scoring.runs import errors_address, read, shown  # noqa: PLC0415 - likewise RQ
 
     record = read(app.connection, run_id)
     at, asked = record.progress, record.asked
@@ -138,11 +130,11 @@ def show(app: App, run_id: str) -> None:
         "id": record.id,
         "model": asked.model,
         "state": at.state,
-        "input": _shown(asked.input),
-        "output": _shown(asked.output),
+        "input": shown(asked.input),
+        "output": shown(asked.output),
         "keep": "all" if asked.keep is None else ", ".join(asked.keep) or "none",
         "rows": figures(at),
-        "errors": _shown(_errors(record)) if at.failed and at.state == "finished" else None,
+        "errors": shown(errors_address(asked.output)) if at.failed and at.state == "finished" else None,
         "chunks": f"{at.chunks_done:,} of {at.chunks:,}" if at.chunks else None,
         "ahead": ahead(at),
         "began": f"{_moment(record.began_at)} UTC",

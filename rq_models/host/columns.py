@@ -191,7 +191,8 @@ def cut(question: Json, blob: Blob, start: int, stop: int) -> Tuple[Json, bytes]
 
 def _part(kind: str, data: memoryview, rows: int, start: int, stop: int) -> bytes:
     if kind == "json":
-        return body_of(_unpacked(kind, data, rows)[start:stop])
+        # With infinities, which JSON Lines of some producers have.
+        return json.dumps(_unpacked(kind, data, rows)[start:stop]).encode()
     if kind == "str":
         texts = data[_OFFSET * (rows + 1) :]
         offsets = struct.unpack(f"<{stop - start + 1}i", data[_OFFSET * start : _OFFSET * (stop + 1)])

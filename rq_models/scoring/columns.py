@@ -26,7 +26,9 @@ _TAKES: dict[Kind, Callable[[pa.DataType], bool]] = {
 }
 # What Arrow says of values that do not fit a type, or each other.
 MISFIT = (pa.ArrowException, OverflowError, UnicodeError)
-_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+# As pydantic reads them.
+_TRUTHS = dict.fromkeys(("true", "t", "1", "yes", "y", "on"), True)
+_TRUTHS |= dict.fromkeys(("false", "f", "0", "no", "n", "off"), False)
 _encode = json.JSONEncoder().encode
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
 import zlib
 from contextlib import contextmanager, suppress
@@ -13,6 +12,8 @@ from typing import IO, TYPE_CHECKING, Any, Self
 import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
+
+from rq_models.scoring.runs import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,13 +49,6 @@ class BadFile(Exception):
         self.retryable = retryable
 
 
-def shown(address: str) -> str:
-    """Return the address for a person to see: without the password or the signature that a URL may hold."""
-    if "://" not in address:
-        return address
-    return re.sub(r"(?<=://)[^/]*@", "", address.partition("?")[0])
-
-
 @contextmanager
 def told(address: str) -> Iterator[None]:
     """Tell every failure of a file, its store or its format as `BadFile`; a mistake in the code stays what it is."""
@@ -65,7 +59,8 @@ def told(address: str) -> Iterator[None]:
     except Exception as error:
         guess = next((_NUMBERS[kind] for kind in _NUMBERS if isinstance(error, kind)), 0)
         number = getattr(error, "errno", None) or guess
-        text = " ".join(str(getattr(error, "strerror", None) or error).split())[:300] or type(error).__name__
+        # A client's own words may hold the whole address.
+        text = shown(" ".join(str(getattr(error, "strerror", None) or error).split()))[:300] or type(error).__name__
         if number in _SENTENCES:
             raise BadFile(address, _SENTENCES[number]) from error
         if isinstance(error, EOFError | zlib.error) or type(error).__name__ == "BadGzipFile":
@@ -149,6 +144,22 @@ def remove(address: str) -> None:
         store.rm(path, recursive=True)
 
 
+def names(address: str) -> list[str]:
+    """Return the names of what a folder holds; none if there is none."""
+    store, path = located(address)
+    with told(address), suppress(FileNotFoundError):
+        return [found.rstrip("/").rpartition("/")[2] for found in store.ls(path, detail=False)]
+    return []
+
+
+def remove_folder(address: str) -> None:
+    """Remove a folder if it is empty; a store has none that are."""
+    store, path = located(address)
+    if isinstance(store, LocalFileSystem):
+        with suppress(OSError):
+            os.rmdir(path)  # noqa: PTH106 - fsspec's paths are text
+
+
 class Draft:
     """A file that appears under its address whole, at `close`, or never; a context manager that closes it on success.
 
@@ -161,6 +172,7 @@ class Draft:
     def __init__(self, address: str, aside: str | None = None) -> None:
         self.address = address
         self.closed = False
+        self.size = 0
         self._store, self._path = located(address)
         self._local = isinstance(self._store, LocalFileSystem)
         with told(address):
@@ -177,7 +189,10 @@ class Draft:
     def write(self, data: Any) -> int:
         """Append bytes."""
         with told(self.address):
-            return self._file.write(data)  # type: ignore[no-any-return]
+            self._file.write(data)
+        size = memoryview(data).nbytes
+        self.size += size
+        return size
 
     def flush(self) -> None:
         """Do nothing: `close` sees to it."""

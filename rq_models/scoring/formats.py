@@ -13,7 +13,7 @@ import math
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import IO, TYPE_CHECKING, Any, Literal, TypedDict
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
@@ -24,9 +24,6 @@ from rq_models.scoring.records import RECORD, blocks, boundary, line_ends, recor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-
-# The default pool keeps what it once had, and a worker lives long.
-pa.set_memory_pool(pa.system_memory_pool())
 
 _BLOCK = 1 << 19
 """Bytes that are parsed at a time: the first slice comes after as many."""
@@ -55,13 +52,6 @@ FORMATS = {
 }
 
 
-class Piece(TypedDict):
-    """A part of a file: bytes of its unpacked text, from and to; or rows of a Parquet file."""
-
-    start: int
-    end: int
-
-
 @dataclass(frozen=True)
 class Inspected:
     """What a file holds.
@@ -69,13 +59,13 @@ class Inspected:
     Attributes:
         columns: their names, in order; of JSONL, the keys of the first rows.
         types: their Arrow types; of text, as the first megabyte looks.
-        size: bytes of the file as it lies.
+        row_bytes: about how large a row is, unpacked.
         schema: the columns as they are carried to the output: those of CSV are text.
     """
 
     columns: list[str]
     types: dict[str, str]
-    size: int
+    row_bytes: float
     schema: pa.Schema
 
 
@@ -135,10 +125,14 @@ def inspect(address: str, *, header: bool = True, names: Sequence[str] | None = 
     Raises:
         BadFile: it cannot be read, it is not what its name says, or its columns are too few, too many or ambiguous.
     """
-    form, size = format_of(address), size_of(address)
+    form = format_of(address)
+    size_of(address)  # which knows a folder from a file
     with told(address), closing(opened(address)) as file:
         if form.name == "parquet":
-            schema = parquet.ParquetFile(file).schema_arrow
+            source = parquet.ParquetFile(file)
+            schema = source.schema_arrow
+            groups = [source.metadata.row_group(number) for number in range(source.num_row_groups)]
+            row_bytes = max((one.total_byte_size / max(one.num_rows, 1) for one in groups), default=0.0)
             columns = schema.names
             types = {one.name: str(one.type) for one in schema}
             carried = pa.schema([pa.field(one.name, _decoded(one.type)) for one in schema])
@@ -146,10 +140,10 @@ def inspect(address: str, *, header: bool = True, names: Sequence[str] | None = 
             sample = _sample(file, form)
             text = form.name == "csv"
             inferred = _csv_types(address, sample, header, names) if text else _json_types(address, sample)
-            columns = list(inferred)
+            columns, row_bytes = list(inferred), len(sample) / max(sample.count(b"\n"), 1)
             types = {name: str(kind) for name, kind in inferred.items()}
             carried = pa.schema([(name, pa.string() if text else kind) for name, kind in inferred.items()])
-    return Inspected(_distinct(address, columns), types, size, carried)
+    return Inspected(_distinct(address, columns), types, row_bytes, carried)
 
 
 def split(
@@ -159,8 +153,8 @@ def split(
     header: bool = True,
     spool: str | None = None,
     beat: Callable[[], None] = lambda: None,
-) -> list[Piece]:
-    """Cut a file into pieces of whole rows.
+) -> list[tuple[int, int]]:
+    """Cut a file into pieces of whole rows: bytes of its unpacked text, from and to; or rows of a Parquet file.
 
     Args:
         address: of the file.
@@ -177,7 +171,7 @@ def split(
         if form.name == "parquet":
             with closing(opened(address)) as file:
                 rows = parquet.ParquetFile(file).metadata.num_rows
-            return [Piece(start=at, end=min(at + rows_wanted, rows)) for at in range(0, rows, rows_wanted)]
+            return [(at, min(at + rows_wanted, rows)) for at in range(0, rows, rows_wanted)]
         if form.gzip:
             if spool is None:
                 raise ValueError("a packed file needs a spool")
@@ -196,17 +190,17 @@ def split(
                 return []
             lines = max(sample.count(b"\n", start), 1)
             wanted = max(rows_wanted * (len(sample) - start) // lines, 64)
-            pieces: list[Piece] = []
+            pieces: list[tuple[int, int]] = []
             ends = record_ends if quoted else line_ends
             for end in ends(address, file, start, size, wanted):
-                pieces.append(Piece(start=start, end=end))
+                pieces.append((start, end))
                 start = end
                 beat()
             return pieces
 
 
 def read(  # noqa: PLR0913 - a file and what is wanted of it
-    address: str, form: Format, piece: Piece, *, names: Sequence[str], wanted: Sequence[str], slice_rows: int
+    address: str, form: Format, piece: tuple[int, int], *, names: Sequence[str], wanted: Sequence[str], slice_rows: int
 ) -> Iterator[Slice]:
     """Read the rows of a piece.
 
@@ -225,7 +219,7 @@ def read(  # noqa: PLR0913 - a file and what is wanted of it
         if form.name == "parquet":
             slices = _parquet_slices(file, piece, wanted, slice_rows)
         else:
-            texts = blocks(address, file, piece["start"], piece["end"], _BLOCK, quoted=form.name == "csv")
+            texts = blocks(address, file, *piece, _BLOCK, quoted=form.name == "csv")
             if form.name == "csv":
                 slices = (_csv_slice(block, names, wanted) for block in texts)
             else:
@@ -418,14 +412,14 @@ def _json_type(values: list[Any]) -> pa.DataType:
 # Parquet
 
 
-def _parquet_slices(file: IO[bytes], piece: Piece, wanted: Sequence[str], rows: int) -> Iterator[Slice]:
+def _parquet_slices(file: IO[bytes], piece: tuple[int, int], wanted: Sequence[str], rows: int) -> Iterator[Slice]:
     # With a buffer, a column's chunk is not read whole: a file may be one group of rows.
     source = parquet.ParquetFile(file, buffer_size=_SAMPLE)
     groups: list[int] = []
     first = at = 0
     for number in range(source.num_row_groups):
         count = source.metadata.row_group(number).num_rows
-        if at < piece["end"] and at + count > piece["start"]:
+        if at < piece[1] and at + count > piece[0]:
             first = first if groups else at
             groups.append(number)
         at += count
@@ -433,11 +427,11 @@ def _parquet_slices(file: IO[bytes], piece: Piece, wanted: Sequence[str], rows: 
         return
     at = first
     for batch in source.iter_batches(rows, row_groups=groups, columns=list(wanted), use_threads=False):
-        start, end = max(piece["start"] - at, 0), min(piece["end"] - at, batch.num_rows)
+        start, end = max(piece[0] - at, 0), min(piece[1] - at, batch.num_rows)
         at += batch.num_rows
         if start < end:
             part = batch.slice(start, end - start)
             columns = {name: part.column(name) for name in wanted}
             yield Slice(part.num_rows, {name: one.cast(_decoded(one.type)) for name, one in columns.items()})
-        if at >= piece["end"]:
+        if at >= piece[1]:
             return

@@ -13,15 +13,16 @@ import io
 import json
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
 from rq_models.scoring.columns import MISFIT, as_json, as_text, parsed, plain, received
-from rq_models.scoring.files import Draft, opened, remove, told
+from rq_models.scoring.files import BadFile, Draft, names, opened, remove, remove_folder, size_of, told
 from rq_models.scoring.formats import Format, Slice, format_of
+from rq_models.scoring.runs import errors_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,8 +35,8 @@ _TYPES = {"f8": pa.float64(), "i8": pa.int64(), "b1": pa.bool_(), "str": pa.stri
 _COPIED = 1 << 20
 """Bytes copied at a time."""
 _PARSED = {"f8": pa.float64(), "i8": pa.int64(), "b1": pa.bool_()}
-_GROUP = 1 << 17
-"""Rows of a row group of Parquet."""
+_GROUP, _GROUP_BYTES = 1 << 17, 1 << 26
+"""Rows of a row group of Parquet, and the size above which it has fewer."""
 _PREDICTION = "prediction"
 _LEVEL = 2
 """Of packing: a third of the time that 6 takes, and a tenth more bytes."""
@@ -106,14 +107,31 @@ def layout(
     return Layout(pa.schema(list(taken.values())), tuple(predicted))
 
 
-def parts_folder(output: str) -> str:
-    """Return where the parts of an output stand until it is whole."""
-    return f"{output}.parts"
+def folder_name(run: str, attempt: int, execution: str) -> str:
+    """Return the name, in the folder of an output's parts, of what belongs to the plan of one execution."""
+    return f"{run}-{attempt}-{execution}"
 
 
-def errors_address(output: str) -> str:
-    """Return where the failed rows of an output go."""
-    return f"{output}.errors.jsonl"
+def parts_folder(output: str, name: str = "") -> str:
+    """Return where the parts of an output stand until it is whole: those of one plan, or of all."""
+    return f"{output}.parts/{name}".rstrip("/")
+
+
+def clear_up(output: str, run: str, attempt: int, but: str = "") -> None:
+    """Remove what the plans of a run have left behind, up to this attempt; nothing that is somebody else's.
+
+    Args:
+        output: of the run.
+        run: its id.
+        attempt: a later one may be at work.
+        but: the name of what is to stay.
+    """
+    for name in names(parts_folder(output)):
+        of, _, rest = name.partition("-")
+        number = rest.partition("-")[0]
+        if of == run and number.isdecimal() and int(number) <= attempt and name != but:
+            remove(parts_folder(output, name))
+    remove_folder(parts_folder(output))
 
 
 class PartWriter:
@@ -128,6 +146,11 @@ class PartWriter:
         rows: written so far.
         failed: of these.
     """
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._draft.size
 
     def __init__(self, address: str, form: Format, columns: Layout) -> None:
         self.rows = self.failed = 0
@@ -236,9 +259,13 @@ def _fitting(values: list[Any], field: pa.Field, wrong: dict[int, Any]) -> pa.Ar
     found: list[Any] = []
     for row, value in enumerate(values):
         try:
-            if type(value) not in _PYTHON[field.type]:
+            number = value
+            if type(value) is float and field.type == pa.int64() and value.is_integer():
+                number = int(value)
+            elif type(value) not in _PYTHON[field.type]:
                 raise OverflowError
-            number = float(value) if field.type == pa.float64() and value is not None else value
+            elif field.type == pa.float64() and value is not None:
+                number = float(value)
             found.append(pa.scalar(number, field.type).as_py())
         except MISFIT:
             message = f"column {field.name!r}: {_encode(value)[:80]} is no {field.type}, which it was at first"
@@ -295,47 +322,68 @@ def errors_of(part: str) -> str:
     return f"{part}.errors"
 
 
-def merge(
-    parts: Sequence[tuple[str, int, int]],
+class Part(NamedTuple):
+    """A part of an output: where it is, how many rows it has, how many of them failed, and its size in bytes."""
+
+    address: str
+    rows: int
+    failed: int
+    size: int
+
+
+def merge(  # noqa: PLR0913 - what, from where, to where
+    parts: Sequence[Part],
     output: str,
     columns: Layout,
+    aside: str,
     *,
+    row_bytes: float = 0.0,
     beat: Callable[[], None] = lambda: None,
 ) -> int:
     """Make the output of its parts; it appears whole, and the file of failed rows before it.
 
     Args:
-        parts: address, rows and failed rows of each, in order.
+        parts: in order.
         output: where to.
         columns: of the output.
+        aside: a folder on the same disk for the unfinished file.
+        row_bytes: about how large a row of the input is.
         beat: called often.
 
     Returns:
         how many rows it has.
     """
-    form, aside = format_of(output), parts_folder(output)
+    form = format_of(output)
+    for part in parts:
+        if (found := size_of(part.address)) != part.size:
+            lost = f"{part.size} bytes were written and {found} are there; --restart (restart=True) starts over"
+            raise BadFile(part.address, lost)
+        beat()
     _merge_errors(parts, errors_address(output), aside, beat)
     with told(output), Draft(output, aside) as draft:
         if form.name == "parquet":
-            return _merge_rows([address for address, _, _ in parts], draft, columns.schema, beat)
+            group = _GROUP
+            while group > 1 and group * row_bytes > _GROUP_BYTES:
+                group //= 2
+            return _merge_rows([part.address for part in parts], draft, columns.schema, group, beat)
         file: Any = draft
         if form.gzip:
             # Without a time in it, so that the same rows make the same bytes.
             file = gzip.GzipFile(fileobj=draft, mode="wb", mtime=0, compresslevel=_LEVEL, filename="")
         if form.name == "csv":
             file.write(_quoted([pa.array([name]) for name in columns.schema.names]))
-        for address, _, _ in parts:
-            with told(address), closing(opened(address)) as part:
-                while data := part.read(_COPIED):
+        for part in parts:
+            with told(part.address), closing(opened(part.address)) as text:
+                while data := text.read(_COPIED):
                     file.write(data)
                     beat()
         if file is not draft:
             file.close()
-    return sum(rows for _, rows, _ in parts)
+    return sum(part.rows for part in parts)
 
 
-def _merge_rows(addresses: Iterable[str], draft: Draft, schema: pa.Schema, beat: Callable[[], None]) -> int:
-    """Write all rows as Parquet, in groups of `_GROUP`; return how many."""
+def _merge_rows(addresses: Iterable[str], draft: Draft, schema: pa.Schema, group: int, beat: Callable[[], None]) -> int:
+    """Write all rows as Parquet, in groups of so many; return how many they are."""
     total, waiting, have = 0, [], 0
     with parquet.ParquetWriter(pa.PythonFile(draft, mode="w"), schema) as writer:
         for address in addresses:
@@ -343,35 +391,40 @@ def _merge_rows(addresses: Iterable[str], draft: Draft, schema: pa.Schema, beat:
                 for batch in stream:
                     waiting.append(batch)
                     have += batch.num_rows
-                    if have >= _GROUP:
+                    while have >= group:
                         table = pa.Table.from_batches(waiting)
-                        writer.write_table(table.slice(0, _GROUP).combine_chunks())
-                        rest = table.slice(_GROUP)
+                        writer.write_table(table.slice(0, group).combine_chunks())
+                        rest = table.slice(group)
                         waiting, have = rest.to_batches(), rest.num_rows
-                        total += _GROUP
+                        total += group
                     beat()
         if have:
             writer.write_table(pa.Table.from_batches(waiting).combine_chunks())
     return total + have
 
 
-def _merge_errors(parts: Sequence[tuple[str, int, int]], output: str, aside: str, beat: Callable[[], None]) -> None:
+def _merge_errors(parts: Sequence[Part], output: str, aside: str, beat: Callable[[], None]) -> None:
     """Write the failed rows of all parts, each with its number in the input, from 1."""
-    if not any(failed for _, _, failed in parts):
+    if not any(part.failed for part in parts):
         # One of another run would be taken for this one's.
         remove(output)
         return
     before = 0
     with Draft(output, aside) as draft:
-        for address, rows, failed in parts:
-            if failed:
-                with told(address), closing(opened(errors_of(address))) as file:
-                    for line in file:
+        for part in parts:
+            if part.failed:
+                with told(part.address), closing(_buffered(errors_of(part.address))) as lines:
+                    for line in lines:
                         record = json.loads(line)
                         record["row"] += before + 1
                         draft.write((json.dumps(record) + "\n").encode())
-            before += rows
+            before += part.rows
             beat()
+
+
+def _buffered(address: str) -> io.BufferedReader:
+    # A store's own files read a whole block for each line.
+    return io.BufferedReader(cast("io.RawIOBase", opened(address)), _COPIED)
 
 
 def remove_part(address: str) -> None:

@@ -46,7 +46,9 @@ class Plan:
         outputs: what the model gives back; one with the name ``""`` is the output itself.
         layout: the columns of the output, as `rq_models.scoring.parts` spells them.
         slice_rows: rows that the model is given at a time.
-        rows: of the whole input, estimated.
+        rows: of the whole input, estimated; of Parquet they are known.
+        row_bytes: about how large one is.
+        folder: name of the folder of its parts; see `rq_models.scoring.parts`.
         pieces: where each chunk begins and ends: bytes of a text, rows of a Parquet file.
     """
 
@@ -59,6 +61,8 @@ class Plan:
     layout: str
     slice_rows: int
     rows: int
+    row_bytes: float
+    folder: str
     pieces: list[tuple[int, int]]
 
     def stored(self) -> dict[str, Any]:
@@ -72,13 +76,16 @@ class Plan:
         return cls(**{**stored, **sides, "pieces": [(start, end) for start, end in stored["pieces"]]})
 
 
-def inputs(schema: dict[str, Any] | None, columns: Sequence[str], guess: dict[str, Kind]) -> tuple[list[Wanted], bool]:
+def inputs(
+    schema: dict[str, Any] | None, columns: Sequence[str], guess: dict[str, Kind], *, sampled: bool = False
+) -> tuple[list[Wanted], bool]:
     """Return the columns that the model is given, and whether the only one is the input itself.
 
     Args:
         schema: JSON Schema of the model's input; None if nothing is known of it: then it is given all columns.
         columns: of the file.
         guess: their kinds by what the file holds.
+        sampled: whether later rows of the file may have columns that are not among these.
 
     Raises:
         Misfit: a column is missing, or the model takes no rows of columns.
@@ -99,11 +106,12 @@ def inputs(schema: dict[str, Any] | None, columns: Sequence[str], guess: dict[st
     if missing:
         raise Misfit(f"the model needs the columns {listed(missing)}, which the file lacks; it has {listed(columns)}")
     found = []
+    absent = properties.keys() - set(columns) if sampled else set()
     for name, declared in properties.items():
-        if name in columns:
+        if name in columns or name in absent:
             kind, nullable = _kind(declared, schema)
-            found.append(Wanted(name, kind, omit=not nullable))
-    if not found:
+            found.append(Wanted(name, kind, omit=not nullable or name in absent))
+    if properties.keys().isdisjoint(columns):
         raise Misfit(f"the model takes {listed(properties)}, and the file has none of them; it has {listed(columns)}")
     return found, False
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _LONGEST = 1 << 26
 """Bytes of one record; a quote that is opened and never closed would else take the rest of the file into memory."""
+_SCANNED = 1 << 16
 _LARGEST = 1 << 20
 """Bytes that are looked through at a time."""
 # As Arrow reads CSV: a quote means something at the beginning of a field only. No group may capture in these:
@@ -79,10 +80,14 @@ def record_ends(address: str, file: IO[bytes], start: int, size: int, wanted: in
 def line_ends(address: str, file: IO[bytes], start: int, size: int, wanted: int) -> Iterator[int]:
     """Return where pieces of lines end, each of about `wanted` bytes; only their ends are read."""
     while start < size:
-        file.seek(min(start + wanted, size) - 1)
-        if len(file.readline(_LONGEST)) == _LONGEST:
-            raise BadFile(address, f"a line that begins after byte {start} has no end within {_LONGEST} bytes")
-        start = file.tell()
+        at = min(start + wanted, size) - 1
+        file.seek(at)
+        # Not `readline`, which the files of a store have without a limit.
+        while (found := (data := file.read(_SCANNED)).find(b"\n")) < 0 and data:
+            at += len(data)
+            if at - start - wanted > _LONGEST:
+                raise BadFile(address, f"a line that begins after byte {start} has no end within {_LONGEST} bytes")
+        start = at + found + 1 if data else size
         yield start
 
 

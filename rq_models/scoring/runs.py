@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from dataclasses import dataclass, fields
 from importlib.resources import files
@@ -48,11 +49,15 @@ _HERE = files("rq_models.scoring")
 _ENQUEUE, _TAKE_BACK = (
     files("rq_models").joinpath(f"{name}.lua").read_text("utf-8") for name in ("enqueue", "take_back")
 )
-_BEGIN, _COMMIT, _END = (_HERE.joinpath(f"{name}.lua").read_text("utf-8") for name in ("begin", "commit", "end"))
+_BEGIN, _PLAN, _COMMIT, _END = (
+    _HERE.joinpath(f"{name}.lua").read_text("utf-8") for name in ("begin", "plan", "commit", "end")
+)
 _PER_SCRIPT = 1000
 _RETRIES = 5
 KEPT, KEPT_PLAN = 3600, 7 * 24 * 3600
 """Seconds that the job of a step is kept when it is done, and that of the one that planned."""
+_PASSWORD = re.compile(r"(?<=://)[^/\s]*@")
+_SIGNATURE = re.compile(r"(://[^\s?]*)\?[^\s'\")]*")
 
 
 def run_id(output: str) -> str:
@@ -68,6 +73,11 @@ def run_key(run: str) -> str:
 def done_key(run: str) -> str:
     """Return the key of what is done of a run."""
     return f"{PREFIX}run:{run}:done"
+
+
+def errors_address(output: str) -> str:
+    """Return where the failed rows of an output go."""
+    return f"{output}.errors.jsonl"
 
 
 def bulk_name(model: str) -> str:
@@ -166,7 +176,8 @@ class Record:
     """A run as Redis holds it.
 
     Attributes:
-        plan: what the planning step found out: see `rq_models.scoring.work`; None before.
+        plan: what the planning step found out: see `rq_models.scoring.plan`; None before.
+        merged: whether an attempt has begun to merge: then what stands at the output may be its own.
     """
 
     id: str
@@ -175,7 +186,7 @@ class Record:
     plan: dict[str, Any] | None
     progress: Progress
     began_at: float
-    restart: bool
+    merged: bool
 
 
 def _decode(raw: dict[bytes, bytes]) -> dict[str, str]:
@@ -219,9 +230,7 @@ def read(connection: Redis, run: str) -> Record:
         rows_before=number["before"],
         error=found.get("error") or None,
     )
-    return Record(
-        run, int(found["attempt"]), _asked(found["asked"]), plan, progress, began, found.get("restart") == "1"
-    )
+    return Record(run, int(found["attempt"]), _asked(found["asked"]), plan, progress, began, found.get("merged") == "1")
 
 
 def read_all(connection: Redis) -> Iterator[Record]:
@@ -243,30 +252,67 @@ def begin(connection: Redis, asked: Asked, *, restart: bool) -> str:
         RunConflict: this output belongs to a run of something else.
     """
     run, text = run_id(asked.output), asked.text()
+    former = _found(connection, run) if restart else None
     begun = connection.register_script(_BEGIN)
     keys = (run_key(run), done_key(run), RUNS_KEY)
-    state, attempt, before = begun(keys, (text, run, time.time(), int(restart), CARD_TTL))
+    state, _, before = begun(keys, (text, run, time.time(), int(restart), CARD_TTL))
     if state == b"conflict":
         raise RunConflict(_differences(_asked(before), asked, run))
     if state == b"finished":
         again = "--overwrite (overwrite=True) scores the file again"
-        raise RunConflict(f"run {run} has made {asked.output} already; {again}")
-    if state == b"planning":
-        # An active one has this job already, unless whoever began it died before this line.
-        enqueue(connection, asked.model, run, int(attempt), [PLAN])
+        raise RunConflict(f"run {run} has made {shown(asked.output)} already; {again}")
+    if former is not None and not former.progress.is_over:
+        clear(connection, former)
+    _complete(connection, read(connection, run))
     return run
+
+
+def _found(connection: Redis, run: str) -> Record | None:
+    try:
+        return read(connection, run)
+    except UnknownRun:
+        return None
+
+
+def _complete(connection: Redis, record: Record) -> None:
+    """Enqueue those steps of an active run that are to come, and are not there.
+
+    In the usual case they are there, but for the first. Whoever began the run may have died before it was enqueued, and
+    a job may have been deleted or stopped since by somebody who did not mean the run.
+    """
+    if record.progress.state == "running":
+        steps = left(connection, record) or [MERGE]
+    else:
+        steps = [MERGE if record.progress.state == "merging" else PLAN]
+    keys = [f"{RQ_KEY_PREFIX}:job:{step_id(record.id, record.attempt, step)}" for step in steps]
+    with connection.pipeline(transaction=False) as pipe:
+        for key in keys:
+            pipe.hget(key, "status")
+        states = pipe.execute()
+    alive = (None, b"queued", b"started")
+    if dead := [key for key, state in zip(keys, states, strict=True) if state not in alive]:
+        connection.delete(*dead)
+    enqueue(connection, record.asked.model, record.id, record.attempt, steps)
 
 
 def _differences(before: Asked, asked: Asked, run: str) -> str:
     names = [field.name for field in fields(Asked) if field.name != "overwrite"]
     pairs = [(name, getattr(before, name), getattr(asked, name)) for name in names]
-    said = "; ".join(f"{name} was {was!r} and is {now_!r}" for name, was, now_ in pairs if was != now_)
+    changes = [(name, was, now_) for name, was, now_ in pairs if was != now_]
+    said = "; ".join(f"{name} was {_told(was)} and is {_told(now_)}" for name, was, now_ in changes)
     return f"run {run} of this output was begun otherwise: {said}; --restart (restart=True) starts over"
 
 
-def enqueue(  # noqa: PLR0913 - which steps, of what
-    connection: Redis, model: str, run: str, attempt: int, steps: Iterable[str | int], *, front: bool = False
-) -> None:
+def _told(value: Any) -> str:
+    return repr(shown(value) if isinstance(value, str) else value)
+
+
+def shown(text: str) -> str:
+    """Return an address, or a text that holds one, for people: without the password or the signature it may hold."""
+    return _SIGNATURE.sub(r"\1", _PASSWORD.sub("", text))
+
+
+def enqueue(connection: Redis, model: str, run: str, attempt: int, steps: Iterable[str | int]) -> None:
     """Enqueue steps of an attempt; those that are there already are left as they are."""
     queue = bulk_name(model)
     todo = list(steps)
@@ -284,17 +330,24 @@ def enqueue(  # noqa: PLR0913 - which steps, of what
         for step in todo[at : at + _PER_SCRIPT]:
             jobs += step_id(run, attempt, step), json.dumps([STEP, None, [run, attempt, step], {}])
         keys = (Queue.redis_queue_namespace_prefix + queue, Queue.redis_queues_keys)
-        push = "LPUSH" if front else "RPUSH"
-        connection.eval(_ENQUEUE, len(keys), *keys, RQ_KEY_PREFIX, push, 0, "", len(flat), *flat, *jobs)
+        connection.eval(_ENQUEUE, len(keys), *keys, RQ_KEY_PREFIX, "RPUSH", 0, "", len(flat), *flat, *jobs)
     # They look by themselves, too, but not at once.
     status = read_model(connection, model)
     for one in status.serving if status and todo else ():
         orders.give(connection, one.worker, orders.LOOK)
 
 
-def keep_plan(connection: Redis, run: str, attempt: int, plan: dict[str, Any]) -> bool:
-    """Write down the plan and let the run be ``running``; False if this attempt is over."""
-    return bool(_end(connection, run, attempt, "running", plan=json.dumps(plan)))
+def keep_plan(
+    connection: Redis, job_id: str, execution: str, record: Record, plan: dict[str, Any] | None = None
+) -> bool:
+    """Let a run be ``running``, by this plan or the one that it has.
+
+    Returns:
+        False if this attempt or this execution is given up, or another execution has planned otherwise.
+    """
+    keys = (_wip(record), run_key(record.id), done_key(record.id), _plan_job(record))
+    text = "" if plan is None else json.dumps(plan)
+    return bool(connection.register_script(_PLAN)(keys, (f"{job_id}:{execution}", record.attempt, text, CARD_TTL)))
 
 
 def commit(  # noqa: PLR0913, PLR0917 - who, of what, what
@@ -305,15 +358,9 @@ def commit(  # noqa: PLR0913, PLR0917 - who, of what, what
     Returns:
         how many chunks are left; None if this run is given up, or this execution was: then its part is nobody's.
     """
-    wip = f"{RQ_KEY_PREFIX}:wip:{bulk_name(record.asked.model)}"
     most = "" if record.asked.max_errors is None else record.asked.max_errors
     left = connection.register_script(_COMMIT)(
-        (
-            wip,
-            run_key(record.id),
-            done_key(record.id),
-            f"{RQ_KEY_PREFIX}:job:{step_id(record.id, record.attempt, PLAN)}",
-        ),
+        (_wip(record), run_key(record.id), done_key(record.id), _plan_job(record)),
         (
             f"{job_id}:{execution}",
             record.attempt,
@@ -332,13 +379,18 @@ def commit(  # noqa: PLR0913, PLR0917 - who, of what, what
 
 def end(connection: Redis, record: Record, state: str, error: str = "") -> bool:
     """Let an attempt be merging, finished, failed or cancelled, if it is active; return whether it was."""
-    return bool(_end(connection, record.id, record.attempt, state, error=error))
+    keys = (run_key(record.id), done_key(record.id), _plan_job(record))
+    merged = ("merged", 1) if state == "merging" else ()
+    arguments = (record.attempt, state, time.time(), CARD_TTL, "error", error, *merged)
+    return bool(connection.register_script(_END)(keys, arguments))
 
 
-def _end(connection: Redis, run: str, attempt: int, state: str, **values: str) -> int:
-    keys = (run_key(run), done_key(run), f"{RQ_KEY_PREFIX}:job:{step_id(run, attempt, PLAN)}")
-    flat = [part for pair in values.items() for part in pair]
-    return cast("int", connection.register_script(_END)(keys, (attempt, state, time.time(), CARD_TTL, *flat)))
+def _wip(record: Record) -> str:
+    return f"{RQ_KEY_PREFIX}:wip:{bulk_name(record.asked.model)}"
+
+
+def _plan_job(record: Record) -> str:
+    return f"{RQ_KEY_PREFIX}:job:{step_id(record.id, record.attempt, PLAN)}"
 
 
 def parts(connection: Redis, run: str) -> dict[int, dict[str, Any]]:
@@ -352,9 +404,10 @@ def is_done(connection: Redis, run: str, number: int) -> bool:
     return bool(connection.hexists(done_key(run), str(number)))
 
 
-def left(connection: Redis, record: Record) -> int:
-    """Return how many chunks are not committed."""
-    return len((record.plan or {})["pieces"]) - int(connection.hlen(done_key(record.id)))
+def left(connection: Redis, record: Record) -> list[str | int]:
+    """Return the numbers of the chunks that are not committed."""
+    done = parts(connection, record.id)
+    return [number for number in range(len((record.plan or {})["pieces"])) if number not in done]
 
 
 def cancel(connection: Redis, run: str) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rq_models.errors import InvalidRun
+from rq_models.registry import read_model
 from rq_models.scoring import columns, files, formats, parts, runs
 from rq_models.scoring import plan as planning
 from rq_models.scoring.plan import Misfit, Plan
@@ -29,41 +32,77 @@ _CHUNK_SECONDS = 1.0
 _MOST_ROWS = 8192
 """Of a slice."""
 _MOST_CHUNK_ROWS = 500_000
+_MOST_BYTES = 1 << 22
+"""Of a slice: some of them are in memory at a time."""
 _SAMPLE_ROWS = 2 * _MOST_ROWS
+_LEASES = 3
+"""Leases for which a run waits for a worker that has its version of the model, while there are others only."""
 _AHEAD = 3
 """Slices that are read before the model is ready for them, and that may wait to be written."""
 
 # -- plan -------------------------------------------------------------------------------------------------------
 
 
-def plan(scorer: Scorer, record: Record) -> None:
+def plan(scorer: Scorer, record: Record, taken: Taken) -> None:
     """Look at the input, the output and the model; write down the plan, and enqueue the chunks that are left."""
     asked = record.asked
-    with scorer.attended():
-        fingerprint = scorer.aside(files.fingerprint, asked.input)
-        version = scorer.version()
-        if record.plan is None:
+    if record.plan is None:
+        if not _plan_anew(scorer, record, taken):
+            return
+    else:
+        plan = Plan.of(record.plan)
+        with scorer.attended():
+            _require_same("input", asked.input, plan.fingerprint, scorer.aside(files.fingerprint, asked.input))
+            _require_same("model's version", asked.model, plan.version, scorer.version())
+        _require_few_failed(record)
+        if not scorer.tell(partial(runs.keep_plan, scorer.connection, taken.id, taken.run, record)):
+            return
+    planned = scorer.tell(partial(runs.read, scorer.connection, record.id))
+    if planned.attempt == record.attempt and planned.progress.state == "running":
+        steps = scorer.tell(partial(runs.left, scorer.connection, planned)) or [runs.MERGE]
+        scorer.tell(partial(runs.enqueue, scorer.connection, asked.model, record.id, record.attempt, steps))
+
+
+def _plan_anew(scorer: Scorer, record: Record, taken: Taken) -> bool:
+    """Make a plan and let the run go by it; return whether it does."""
+    output = record.asked.output
+    # Of this execution alone: one that was taken for dead may be planning, too.
+    name = parts.folder_name(record.id, record.attempt, taken.run)
+    kept = False
+    try:
+        with scorer.attended():
+            fingerprint = scorer.aside(files.fingerprint, record.asked.input)
+            version = scorer.version()
             _check_output(scorer, record)
-            scorer.aside(files.remove, parts.parts_folder(asked.output))
-            plan = _made(scorer, record, fingerprint, version)
-        else:
-            plan = Plan.of(record.plan)
-            _require_same("input", asked.input, plan.fingerprint, fingerprint)
-            _require_same("model's version", asked.model, plan.version, version)
-    if not scorer.tell(lambda: runs.keep_plan(scorer.connection, record.id, record.attempt, plan.stored())):
-        return
-    done = scorer.tell(lambda: runs.parts(scorer.connection, record.id))
-    left: list[str | int] = [number for number in range(len(plan.pieces)) if number not in done]
-    steps = left or [runs.MERGE]
-    scorer.tell(lambda: runs.enqueue(scorer.connection, asked.model, record.id, record.attempt, steps))
+            plan = _made(scorer, record, name, fingerprint, version)
+            if scorer.version() != version:
+                # Reloaded meanwhile.
+                raise GaveUp
+        keep = partial(runs.keep_plan, scorer.connection, taken.id, taken.run, record, plan.stored())
+        kept = scorer.tell(keep)
+    finally:
+        if not kept:
+            with suppress(Exception):  # how it ends does not depend on it
+                scorer.submit(files.remove, parts.parts_folder(output, name)).result()
+                scorer.submit(files.remove_folder, parts.parts_folder(output)).result()
+    if kept:
+        scorer.aside(parts.clear_up, output, record.id, record.attempt, name)
+    return kept
+
+
+def _require_few_failed(record: Record) -> None:
+    """Raise InvalidRun if more rows have failed than may."""
+    most, failed = record.asked.max_errors, record.progress.failed
+    if most is not None and failed > most:
+        raise InvalidRun(f"{failed} rows failed, more than max_errors ({most})")
 
 
 def _check_output(scorer: Scorer, record: Record) -> None:
     output, overwrite = record.asked.output, record.asked.overwrite
-    scorer.aside(files.check_output, output, parts.errors_address(output), overwrite=overwrite)
+    scorer.aside(files.check_output, output, runs.errors_address(output), overwrite=overwrite)
 
 
-def _made(scorer: Scorer, record: Record, fingerprint: str, version: str) -> Plan:
+def _made(scorer: Scorer, record: Record, folder: str, fingerprint: str, version: str) -> Plan:
     asked, card = record.asked, scorer.card()
     schema, form = card.get("input_schema"), formats.format_of(asked.input)
     into = formats.format_of(asked.output)
@@ -75,19 +114,38 @@ def _made(scorer: Scorer, record: Record, fingerprint: str, version: str) -> Pla
     if missing := [name for name in keep if name not in found.columns]:
         raise Misfit(f"keep names {planning.listed(missing)}; the input has {planning.listed(found.columns)}")
     guess = {name: columns.kind_of(found.types[name]) for name in found.columns}
-    wanted, whole = planning.inputs(schema, found.columns, guess)
+    wanted, whole = planning.inputs(schema, found.columns, guess, sampled=form.name == "jsonl")
     outputs = planning.outputs(card.get("output_schema"))
 
-    cut = partial(formats.split, header=asked.header, spool=_source(asked), beat=scorer.pulse)
-    first = [_pair(piece) for piece in scorer.aside(cut, asked.input, _SAMPLE_ROWS)]
-    rows = asked.slice_rows or scorer.model().max_batch_size
-    draft = Plan(fingerprint, version, found.columns, wanted, whole, outputs or [], "", rows, 0, first)
-    tried = _tried(scorer, record, draft)
+    source = _source(asked, folder)
+    cut = partial(formats.split, header=asked.header, spool=source, beat=scorer.pulse)
+    first = scorer.aside(cut, asked.input, _SAMPLE_ROWS)
+    most = max(1, min(_MOST_ROWS, int(_MOST_BYTES / max(found.row_bytes, 1))))
+    draft = Plan(
+        fingerprint=fingerprint,
+        version=version,
+        names=found.columns,
+        inputs=wanted,
+        whole=whole,
+        outputs=outputs or [],
+        layout="",
+        slice_rows=asked.slice_rows or min(scorer.model().max_batch_size, most),
+        rows=0,
+        row_bytes=found.row_bytes,
+        folder=folder,
+        pieces=first,
+    )
+    tried = _tried(scorer, record, draft, most)
     per_chunk = min(round(tried.rows * _CHUNK_SECONDS / max(tried.seconds, 1e-6)), _MOST_CHUNK_ROWS)
     per_chunk = max(per_chunk // tried.rows, 1) * tried.rows
     # What was packed is unpacked already.
-    pieces = [_pair(piece) for piece in scorer.aside(cut, _source(asked), per_chunk)]
-    typed = {one.name: one.kind for one in wanted} if form.name == "csv" and into.name != "csv" else {}
+    pieces = scorer.aside(cut, source, per_chunk)
+    typed: dict[str, str] = {}
+    if form.name == "csv" and into.name != "csv":
+        typed = {one.name: one.kind for one in wanted}
+    elif form.name == "jsonl":
+        # Whole numbers so far.
+        typed = {one.name: one.kind for one in wanted if one.kind == "f8" and found.types.get(one.name) == "int64"}
     layout = parts.layout(found, keep, [vars(one) for one in tried.outputs], typed)
     total = pieces[-1][1] if pieces and form.name == "parquet" else len(pieces) * per_chunk
     return replace(
@@ -95,7 +153,7 @@ def _made(scorer: Scorer, record: Record, fingerprint: str, version: str) -> Pla
     )
 
 
-def _tried(scorer: Scorer, record: Record, draft: Plan) -> _Tried:
+def _tried(scorer: Scorer, record: Record, draft: Plan, most: int) -> _Tried:
     """Predict the first rows, to see how many make a slice, and what the model gives back if no schema says it.
 
     Slices grow from the configured batch and are as large as what was seen to work: a model whose memory is just
@@ -118,7 +176,7 @@ def _tried(scorer: Scorer, record: Record, draft: Plan) -> _Tried:
             # Not for their number, if it was so from the beginning; and if not, the number before was right.
             break
         tried = replace(tried, rows=rows, seconds=answer["seconds"])
-        more = planning.grown(rows, answer["seconds"], _SLICE_SECONDS, _MOST_ROWS)
+        more = planning.grown(rows, answer["seconds"], _SLICE_SECONDS, most)
         if fixed or part.rows < rows or more <= rows:
             if not fixed:
                 tried = replace(tried, rows=more, seconds=answer["seconds"] * more / rows)
@@ -132,24 +190,27 @@ def chunk(scorer: Scorer, record: Record, taken: Taken, number: int) -> None:
     asked, plan = record.asked, Plan.of(record.plan or {})
     if scorer.tell(partial(runs.is_done, scorer.connection, record.id, number)):
         # By an execution that died before it could say so.
-        _go_on(scorer, record, runs.left(scorer.connection, record))
+        _go_on(scorer, record, len(scorer.tell(partial(runs.left, scorer.connection, record))))
         return
     if scorer.version() != plan.version:
+        _require_version(scorer, record, plan.version)
         raise GaveUp
     name = f"part-{number:06d}-{taken.run}"
-    address = f"{parts.parts_folder(asked.output)}/{name}"
+    address = f"{parts.parts_folder(asked.output, plan.folder)}/{name}"
+    fingerprint = partial(scorer.aside, files.fingerprint, asked.input)
     with scorer.attended():
-        _require_same("input", asked.input, plan.fingerprint, scorer.aside(files.fingerprint, asked.input))
+        _require_same("input", asked.input, plan.fingerprint, fingerprint())
         layout = parts.Layout.loads(plan.layout)
         writer = scorer.aside(parts.PartWriter, address, formats.format_of(asked.output), layout)
         try:
             _predict(scorer, record, plan, plan.pieces[number], writer)
+            _require_same("input", asked.input, plan.fingerprint, fingerprint())
             scorer.aside(writer.close)
         except BaseException:
             scorer.settle()
             writer.discard()
             raise
-    part = {"part": name, "rows": writer.rows, "failed": writer.failed}
+    part = {"part": name, "rows": writer.rows, "failed": writer.failed, "size": writer.size}
     commit = partial(runs.commit, scorer.connection, taken.id, taken.run, record, number, part)
     left = scorer.tell(commit)
     if left is None:
@@ -199,33 +260,41 @@ def _read(record: Record, plan: Plan, piece: tuple[int, int]) -> Iterator[format
     asked = record.asked
     kept = parts.Layout.loads(plan.layout).kept.names if plan.layout else []
     wanted = list(dict.fromkeys([*(one.name for one in plan.inputs), *kept]))
-    bounds: formats.Piece = {"start": piece[0], "end": piece[1]}
     form = formats.format_of(asked.input)
-    return formats.read(_source(asked), form, bounds, names=plan.names, wanted=wanted, slice_rows=plan.slice_rows)
+    source = _source(asked, plan.folder)
+    return formats.read(source, form, piece, names=plan.names, wanted=wanted, slice_rows=plan.slice_rows)
 
 
 def merge(scorer: Scorer, record: Record) -> None:
     """Make the output of all parts; it appears whole."""
     asked, plan = record.asked, Plan.of(record.plan or {})
-    folder = parts.parts_folder(asked.output)
+    folder, layout = parts.parts_folder(asked.output, plan.folder), parts.Layout.loads(plan.layout)
+    _require_few_failed(record)
     with scorer.attended():
-        if record.progress.state != "merging":
+        if not record.merged:
             _check_output(scorer, record)
         if not scorer.tell(partial(runs.end, scorer.connection, record, "merging")):
             return
         done = scorer.tell(partial(runs.parts, scorer.connection, record.id))
         found = [done[number] for number in range(len(plan.pieces))]
-        order = [(f"{folder}/{one['part']}", one["rows"], one["failed"]) for one in found]
-        rows = scorer.aside(parts.merge, order, asked.output, parts.Layout.loads(plan.layout), beat=scorer.pulse)
-        if rows != sum(part["rows"] for part in done.values()):
-            raise RuntimeError(f"{rows} rows were written, and not the {record.progress.rows} that were read")
+        order = [parts.Part(f"{folder}/{one['part']}", one["rows"], one["failed"], one["size"]) for one in found]
+        merge_of = partial(parts.merge, row_bytes=plan.row_bytes, beat=scorer.pulse)
+        rows = scorer.aside(merge_of, order, asked.output, layout, folder)
+        read = sum(part.rows for part in order)
+        if formats.format_of(asked.input).name == "parquet":
+            # The only format that says it.
+            read = plan.rows
+        if rows != read:
+            raise InvalidRun(
+                f"{read} rows were to be read and {rows} were written; --restart (restart=True) starts over"
+            )
         scorer.tell(partial(runs.end, scorer.connection, record, "finished"))
-        scorer.aside(files.remove, folder)
+        scorer.aside(clear_up, record)
 
 
 def clear_up(record: Record) -> None:
     """Remove the parts of a run, which are in its output."""
-    files.remove(parts.parts_folder(record.asked.output))
+    parts.clear_up(record.asked.output, record.id, record.attempt)
 
 
 @dataclass(frozen=True)
@@ -258,14 +327,25 @@ def _next_question(
 
 def _require_same(what: str, whose: str, before: str, now_: str) -> None:
     if before != now_:
+        whose = runs.shown(whose)
         raise InvalidRun(f"the {what} of {whose} has changed since the run began; --restart (restart=True) starts over")
 
 
-def _source(asked: runs.Asked) -> str:
+def _require_version(scorer: Scorer, record: Record, version: str) -> None:
+    """Raise InvalidRun if for some time no worker has had this version of the model, nor could have."""
+    model = record.asked.model
+    status = scorer.tell(partial(read_model, scorer.connection, model))
+    serving = status.serving if status else []
+    if any(one.state != "warm" or (one.version or "") == version for one in serving):
+        scorer.missed_since.pop(record.id, None)
+        return
+    since = scorer.missed_since.setdefault(record.id, time.monotonic())
+    if time.monotonic() - since > _LEASES * scorer.model().lease:
+        del scorer.missed_since[record.id]
+        _require_same("model's version", model, version, scorer.version())
+
+
+def _source(asked: runs.Asked, folder: str) -> str:
     """Return where the rows are read: what is packed is unpacked beside the parts."""
     form = formats.format_of(asked.input)
-    return f"{parts.parts_folder(asked.output)}/input.{form.name}" if form.gzip else asked.input
-
-
-def _pair(piece: formats.Piece) -> tuple[int, int]:
-    return piece["start"], piece["end"]
+    return f"{parts.parts_folder(asked.output, folder)}/input.{form.name}" if form.gzip else asked.input

@@ -22,7 +22,16 @@ from redis.exceptions import RedisError
 from rq.job import JobStatus
 from rq.utils import now
 
-from rq_models.errors import ConfigurationError, InvalidRun, JobCancelled, JobLost, ModelFault, RunFailed, UnknownRun
+from rq_models.errors import (
+    ConfigurationError,
+    InvalidInput,
+    InvalidRun,
+    JobCancelled,
+    JobLost,
+    ModelFault,
+    RunFailed,
+    UnknownRun,
+)
 from rq_models.ledger import Ending
 from rq_models.rq_worker import RUN_TTL
 from rq_models.scoring import runs
@@ -47,7 +56,10 @@ T = TypeVar("T")
 _LOOK = 1.0
 """Seconds between two looks at the queue, at most."""
 _POLL = 0.01
-_LONGEST_PAUSE = 10.0
+DEATHS = 10
+"""Workers that may die in the middle of one step."""
+_LONGEST_PAUSE = 1.0
+"""Seconds; as long a signal may not be heeded."""
 _ALLOCATOR = "ARROW_DEFAULT_MEMORY_POOL"
 _log = logging.getLogger("rq.worker.scoring")
 
@@ -86,6 +98,8 @@ class Scorer:
         self.connection, self.model = connection, model
         self._stable, self._verdicts, self._in_hand, self._is_leaving = stable, verdicts, in_hand, is_leaving
         self._serve, self._beat = between, beat
+        self.missed_since: dict[str, float] = {}
+        """Since when no worker has the version of the model that a run was begun with, by the run's id."""
         self._next_look = 0.0
         self._leave = threading.Event()
         self._clerk = ThreadPoolExecutor(1, thread_name_prefix="scoring")
@@ -106,7 +120,7 @@ class Scorer:
             RedisError: the server is away; nothing is taken, or it is in hand and is put back by a recovery.
         """
         self._next_look = time.monotonic() + _LOOK
-        self.ledger.ask_for_jobs(1, 1, RUN_TTL, suspect=False)
+        self.ledger.ask_for_jobs(1, 1, RUN_TTL)
         taken = next((one for one in self.ledger.jobs() or () if not isinstance(one, str)), None)
         if taken is None:
             return False
@@ -118,9 +132,20 @@ class Scorer:
         finally:
             self.job_id = None
             self._in_hand.pop(taken.id, None)
-        if not ending.put_back:
-            self._next_look = 0.0
-        return not ending.put_back
+        if ending.status == JobStatus.QUEUED:
+            # Not at once: a store that fails needs time.
+            self._next_look = time.monotonic() + _LOOK
+            return False
+        self._next_look = 0.0
+        return True
+
+    def bury(self, taken: Taken) -> None:
+        """Let the run of a step fail of which too many workers have died."""
+        record = None
+        with suppress(InvalidRun, UnknownRun):
+            record = self.tell(partial(runs.read, self.connection, _parsed(taken)[0]))
+        why = f"{DEATHS} workers died while they did step {taken.id}; it may take more memory than they have"
+        self.tell(partial(self._close, self._given_up(taken, record, why)))
 
     def close(self) -> None:
         """Let what is read or written come to an end."""
@@ -132,27 +157,31 @@ class Scorer:
         self.ledger.closed()
 
     def tell(self, step: Callable[[], T]) -> T:
-        """Tell the server something, however long it is away: it is known here and nowhere else."""
+        """Tell the server something, however long it is away: it is known here and nowhere else.
+
+        Raises:
+            RedisError: it is away, and this worker must leave at once.
+        """
         pause = 0.0
         while True:
             try:
                 return step()
             except RedisError as error:
+                if self._stable.closing.is_set():
+                    raise
                 pause = min(pause * 2 or 0.1, _LONGEST_PAUSE)
                 _log.error("%s; trying again in %.1f s", error, pause)
                 time.sleep(pause)
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
-    def _run(self, taken: Taken) -> Ending:  # noqa: PLR0911 - all that can become of a step
-        """Run a step and return how it ends; nothing that it raises ends the worker."""
+    def _run(self, taken: Taken) -> Ending:
+        """Run a step and return how it ends; nothing that it raises ends the worker, but that the server is away."""
         record = None
         try:
             run, attempt, step = _parsed(taken)
-            try:
+            with suppress(UnknownRun):
                 record = self.tell(partial(runs.read, self.connection, run))
-            except UnknownRun:
-                record = None
             if record is None or record.attempt != attempt or record.progress.is_over:
                 if record is not None and step == runs.MERGE and record.progress.state == "finished":
                     # By one that died before it could clear up.
@@ -160,28 +189,40 @@ class Scorer:
                 return self._done(taken, "its run is over")
             return self._step(taken, record, step)
         except GaveUp:
-            if taken.id in self._verdicts.stopped:
-                return self._verdicts.failure(taken, JobCancelled())
-            # Not by this worker, just now: another has the model's version, or it is leaving.
-            self._next_look = time.monotonic() + _LOOK
-            return given_back(taken)
-        except (InvalidRun, ModelFault, ConfigurationError, Misfit) as error:
+            return self._left_off(taken, record)
+        except (InvalidRun, InvalidInput, ModelFault, ConfigurationError, Misfit) as error:
             return self._given_up(taken, record, str(error))
+        except RedisError:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the worker goes on
-            from rq_models.scoring.files import BadFile  # noqa: PLC0415 - it imports fsspec
+            return self._failed(taken, record, error)
 
-            if isinstance(error, BadFile) and not error.retryable:
-                return self._given_up(taken, record, str(error))
-            if not isinstance(error, BadFile):
-                _log.exception("step %s", taken.id)
-            message = str(error) if isinstance(error, BadFile) else f"{type(error).__name__}: {error}"
-            ending = self._verdicts.failure(taken, JobLost(message))
-            return self._given_up(taken, record, message) if ending.status == JobStatus.FAILED else ending
+    def _left_off(self, taken: Taken, record: Record | None) -> Ending:
+        if taken.id not in self._verdicts.stopped:
+            # Not by this worker, just now: another has the model's version, or it is leaving.
+            return given_back(taken)
+        # If somebody meant this job only: its run does not go on without it.
+        if record is not None and self.tell(partial(runs.end, self.connection, record, "cancelled")):
+            self.tell(partial(runs.clear, self.connection, record, taken.id))
+        return self._verdicts.failure(taken, JobCancelled())
+
+    def _failed(self, taken: Taken, record: Record | None, error: Exception) -> Ending:
+        """Return how a step ends that a store, or a mistake of ours, has ended: it is tried again, some times."""
+        from rq_models.scoring.files import BadFile  # noqa: PLC0415 - it imports fsspec
+
+        message = str(error)
+        if not isinstance(error, BadFile):
+            _log.exception("step %s", taken.id)
+            message = f"{type(error).__name__}: {error}"
+        elif not error.retryable:
+            return self._given_up(taken, record, message)
+        ending = self._verdicts.failure(taken, JobLost(message))
+        return self._given_up(taken, record, message) if ending.status == JobStatus.FAILED else ending
 
     def _step(self, taken: Taken, record: Record, step: str | int) -> Ending:
         steps = self.aside(_steps)
         if step == runs.PLAN:
-            steps.plan(self, record)
+            steps.plan(self, record, taken)
         elif step == runs.MERGE:
             steps.merge(self, record)
         else:

@@ -105,7 +105,10 @@ def begun(connection: Redis, **options: Any) -> Record:
 
 
 def plan(connection: Redis, run: str) -> Record:
-    assert runs.keep_plan(connection, run, runs.read(connection, run).attempt, PLAN)
+    record = runs.read(connection, run)
+    job_id = runs.step_id(run, record.attempt, runs.PLAN)
+    connection.zadd("rq:wip:iris.bulk", {f"{job_id}:x": 2e9})
+    assert runs.keep_plan(connection, job_id, "x", record, PLAN)
     return runs.read(connection, run)
 
 

@@ -150,7 +150,9 @@ def test_a_job_with_dependencies_is_shown(ours, plain, queue):
 def test_a_scoring_run_is_the_jobs_of_a_queue_beside_the_models(ours, connection):
     publish_card(connection, Card("churn"))
     run = runs.begin(connection, runs.Asked("churn", "/in.csv", "/out.csv"), restart=False)
-    runs.keep_plan(connection, run, 1, {"pieces": [[0, 5], [5, 9]], "rows": 9})
+    connection.zadd("rq:wip:churn.bulk", {f"{run}-1-plan:x": 2e9})
+    record, plan = runs.read(connection, run), {"pieces": [[0, 5], [5, 9]], "rows": 9}
+    assert runs.keep_plan(connection, f"{run}-1-plan", "x", record, plan)
     runs.enqueue(connection, "churn", run, 1, [0, 1])
     connection.zadd("rq:wip:churn.bulk", {f"{run}-1-0:x": 2e9})
     part = {"part": "p", "rows": 5, "failed": 1}

@@ -31,8 +31,16 @@ def begun(connection: Redis, *, restart: bool = False, **options: Any) -> Record
 def running(connection: Redis, **options: Any) -> Record:
     """Return a run that is planned."""
     record = begun(connection, **options)
-    assert runs.keep_plan(connection, record.id, record.attempt, PLAN)
+    assert keep(connection, record)
     return runs.read(connection, record.id)
+
+
+def keep(connection: Redis, record: Record, plan: dict[str, Any] | None = PLAN, *, holds: bool = True) -> bool:
+    """Write the plan down as the execution that holds the planning step, or as one that was given up."""
+    job_id = runs.step_id(record.id, record.attempt, runs.PLAN)
+    if holds:
+        connection.zadd(WIP, {f"{job_id}:x": 2e9})
+    return runs.keep_plan(connection, job_id, "x" if holds else "y", record, plan)
 
 
 def commit(
@@ -53,7 +61,7 @@ def waiting(connection: Redis) -> list[str]:
 def test_a_run_begins_with_the_job_that_plans_it(connection: Redis):
     record = begun(connection)
 
-    assert (record.attempt, record.plan, record.restart) == (1, None, False)
+    assert (record.attempt, record.plan, record.merged) == (1, None, False)
     assert (record.progress.state, record.progress.rows, record.progress.total) == ("planning", 0, None)
     (job_id,) = waiting(connection)
     assert job_id == f"{record.id}-1-plan"
@@ -98,7 +106,7 @@ def test_what_was_mistyped_is_asked_again_without_ado(connection: Redis):
 
 def test_more_failed_rows_may_be_allowed_later(connection: Redis):
     record = begun(connection, max_errors=1)
-    runs.keep_plan(connection, record.id, 1, PLAN)
+    keep(connection, record)
     runs.end(connection, record, "failed", "2 rows failed")
 
     again = begun(connection, max_errors=100)
@@ -108,7 +116,7 @@ def test_more_failed_rows_may_be_allowed_later(connection: Redis):
 
 def test_a_finished_run_is_not_forgotten_by_asking_again(connection: Redis):
     record = begun(connection)
-    runs.keep_plan(connection, record.id, 1, PLAN)
+    keep(connection, record)
     runs.end(connection, record, "finished")
 
     with pytest.raises(RunConflict, match=r"has made /out\.csv already; --overwrite"):
@@ -132,7 +140,7 @@ def test_a_finished_run_is_not_forgotten_by_asking_again(connection: Redis):
 def test_the_output_of_another_run_is_refused(connection: Redis, state: str, changed: dict[str, Any], said: str):
     record = begun(connection)
     if state != "planning":
-        runs.keep_plan(connection, record.id, 1, PLAN)
+        keep(connection, record)
         runs.end(connection, record, state)
 
     with pytest.raises(RunConflict) as refused:
@@ -167,9 +175,9 @@ def test_restart_starts_over(connection: Redis):
     # Whoever still works for the old attempt enters nothing and ends nothing.
     assert commit(connection, record, 1) is None
     assert not runs.end(connection, record, "finished")
-    assert not runs.keep_plan(connection, record.id, 1, PLAN)
+    assert not keep(connection, record)
     assert runs.read(connection, record.id).progress.state == "planning"
-    assert runs.keep_plan(connection, record.id, 2, PLAN)
+    assert keep(connection, fresh)
     assert commit(connection, record, 1) is None
     assert runs.read(connection, record.id).progress.rows == 0
 
@@ -256,6 +264,76 @@ def test_no_failed_row_at_all_may_be_asked_for(connection: Redis):
     assert runs.read(connection, record.id).progress.state == "failed"
 
 
+def test_who_was_given_up_plans_nothing(connection: Redis):
+    record = begun(connection)
+
+    assert not keep(connection, record, holds=False)
+
+    assert runs.read(connection, record.id).progress.state == "planning"
+
+
+def test_a_plan_is_made_once(connection: Redis):
+    record = running(connection)
+
+    assert keep(connection, record), "again, because the first answer was lost"
+    assert not keep(connection, record, {"pieces": [[0, 30]], "rows": 30})
+    assert keep(connection, record, None), "by the one that is there"
+
+    assert runs.read(connection, record.id).plan == PLAN
+    runs.end(connection, record, "merging")
+    assert not keep(connection, record)
+    assert runs.read(connection, record.id).progress.state == "merging"
+
+
+def test_without_a_plan_nothing_runs(connection: Redis):
+    assert not keep(connection, begun(connection), None)
+
+
+def test_asking_again_puts_back_the_steps_that_are_gone(connection: Redis):
+    record = running(connection)
+    runs.enqueue(connection, "iris", record.id, 1, [0, 1, 2])
+    commit(connection, record, 0)
+    # Deleted by one, cancelled by another, and one is at work.
+    connection.delete(QUEUE, f"rq:job:{record.id}-1-1")
+    connection.hset(f"rq:job:{record.id}-1-2", "status", "canceled")
+
+    assert begun(connection).attempt == 1
+
+    assert waiting(connection) == [f"{record.id}-1-1", f"{record.id}-1-2"]
+    connection.delete(QUEUE)
+    connection.hset(f"rq:job:{record.id}-1-1", "status", "started")
+    begun(connection)
+    assert waiting(connection) == []
+    for number in (1, 2):
+        commit(connection, record, number)
+    begun(connection)
+    assert waiting(connection) == [f"{record.id}-1-merge"]
+
+
+def test_starting_over_takes_back_the_steps_of_before(connection: Redis):
+    record = running(connection)
+    runs.enqueue(connection, "iris", record.id, 1, [0, 1, 2])
+
+    fresh = begun(connection, restart=True)
+
+    assert waiting(connection) == [f"{fresh.id}-2-plan"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/data/a?b.csv", "/data/a?b.csv"),
+        ("https://u:secret@host/a.csv?X-Amz-Signature=secret", "https://host/a.csv"),
+        (
+            "403, message='Forbidden', url='https://host/a.csv?sig=secret'",
+            "403, message='Forbidden', url='https://host/a.csv'",
+        ),
+    ],
+)
+def test_what_signs_an_address_is_not_shown(text: str, shown: str):
+    assert runs.shown(text) == shown
+
+
 def test_the_first_end_counts(connection: Redis):
     record = running(connection)
 
@@ -300,11 +378,9 @@ def test_steps_are_enqueued_once(connection: Redis):
     connection.delete(QUEUE)
     for _ in range(2):
         runs.enqueue(connection, "iris", record.id, 1, range(2500))
-        runs.enqueue(connection, "iris", record.id, 1, ["merge"], front=True)
+        runs.enqueue(connection, "iris", record.id, 1, ["merge"])
 
-    ids = waiting(connection)
-    assert ids[0] == f"{record.id}-1-merge"
-    assert ids[1:] == [f"{record.id}-1-{n}" for n in range(2500)]
+    assert waiting(connection) == [f"{record.id}-1-{n}" for n in (*range(2500), "merge")]
 
 
 def test_the_job_that_planned_it_shows_how_far_it_is(connection: Redis):

@@ -16,10 +16,13 @@ import pytest
 from conftest import Project, wait_until
 from pyarrow import parquet
 from redis import Redis
+from rq.command import send_stop_job_command
 from rq.job import JobStatus
+from rq.serializers import JSONSerializer
 
 from rq_models import Client, RunConflict, RunFailed
 from rq_models.jobs import ModelJob
+from rq_models.scoring import runs
 from rq_models.scoring.run import Run
 
 # Each slice waits at its first row, once there is a file named "hold".
@@ -143,7 +146,7 @@ def test_a_chunk_that_meets_another_version_goes_back(steady, project, start_wor
 
     steady.set_version("2")
     second = start_worker(project, "steady")
-    wait_until(lambda: int(connection.hget(chunk(run, connection).key, "attempts")) >= 4, "it was tried, and put back")
+    wait_until(lambda: int(connection.hget(chunk(run, connection).key, "attempts")) >= 3, "it was tried, and put back")
     job = chunk(run, connection)
     assert (run.progress().state, job.retries_left) == ("running", 5)
     assert second.stop() == 0
@@ -152,6 +155,113 @@ def test_a_chunk_that_meets_another_version_goes_back(steady, project, start_wor
     steady.set_version("1")
     start_worker(project, "steady")
     steady.check(run)
+
+
+def test_a_run_whose_version_no_worker_has_ends_with_a_sentence(steady, project, start_worker, client, connection):
+    steady.hold(0)
+    first = start_worker(project, "steady")
+    run = steady.begin(client)
+    steady.wait_until_held(10)
+    first.process.kill()
+    first.process.wait(30)
+    steady.release()
+
+    steady.set_version("2")
+    second = start_worker(project, "steady")
+    with pytest.raises(RunFailed, match="the model's version of steady has changed since the run began; --restart"):
+        run.wait(60)
+    assert connection.llen("rq:queue:steady.bulk") == 0
+
+    assert second.stop() == 0
+    steady.set_version("1")
+    start_worker(project, "steady")
+    steady.check(steady.begin(client))
+
+
+def test_a_chunk_that_is_stopped_alone_ends_its_run(steady, project, start_worker, client, connection):
+    steady.hold(0)
+    start_worker(project, "steady")
+    run = steady.begin(client)
+    steady.wait_until_held(10)
+
+    send_stop_job_command(connection, chunk(run, connection).id, serializer=JSONSerializer)
+    steady.release()
+
+    with pytest.raises(RunFailed, match="cancelled after 0 rows"):
+        run.wait(60)
+    steady.check(steady.begin(client))
+
+
+def test_a_step_of_which_too_many_workers_die_ends_its_run(steady, project, start_worker, client, connection):
+    steady.hold(0)
+    worker = start_worker(project, "steady")
+    run = steady.begin(client)
+    steady.wait_until_held(10)
+    connection.hset(chunk(run, connection).key, "deaths", 9)
+    worker.process.kill()
+    worker.process.wait(30)
+    steady.release()
+
+    start_worker(project, "steady")
+
+    with pytest.raises(RunFailed, match=f"10 workers died while they did step {run.id}-1-0; it may take more memory"):
+        run.wait(60)
+    assert chunk(run, connection).get_status() == JobStatus.FAILED
+    steady.check(steady.begin(client))
+
+
+def test_a_merge_that_did_not_end_may_replace_what_it_made(steady, project, start_worker, client, connection):
+    steady.hold(0)
+    start_worker(project, "steady")
+    run = steady.begin(client)
+    steady.wait_until_held(10)
+    runs.end(connection, run.record, "merging")
+    steady.output.write_text("whole, but for the word that it is")
+    Path(f"{steady.output}.errors.jsonl").write_text("{}")
+    assert run.cancel()
+    steady.release()
+
+    steady.check(steady.begin(client))
+
+
+def test_nobody_elses_file_beside_the_parts_is_removed(steady, project, start_worker, client):
+    mine = Path(f"{steady.output}.parts/mine")
+    mine.parent.mkdir()
+    mine.touch()
+    start_worker(project, "steady")
+    run = steady.begin(client)
+    assert str(run.wait(60)) == "50 in = 50 out + 0 failed"
+    wait_until(lambda: list(mine.parent.iterdir()) == [mine], "the parts are gone")
+
+
+def test_too_many_failed_rows_are_too_many_again(steady, project, start_worker, client):
+    steady.source.write_text("n\n1\nx\ny\n4\n")
+    start_worker(project, "steady")
+    for _ in range(2):
+        with pytest.raises(RunFailed, match="2 rows failed"):
+            steady.begin(client, max_errors=1).wait(60)
+    assert not steady.output.exists()
+    assert str(steady.begin(client, max_errors=2).wait(60)) == "4 in = 2 out + 2 failed"
+
+
+def test_who_is_to_leave_serves_no_more(steady, project, start_worker, client, connection):
+    steady.hold(0)
+    worker = start_worker(project, "steady")
+    steady.begin(client)
+    steady.wait_until_held(10)
+    first = client.enqueue("steady", {"n": -1})
+    wait_until(lambda: first.get_status() == JobStatus.STARTED, "it is taken")
+    steady.let_go(10)
+    steady.wait_until_held(-1)
+    later = client.enqueue("steady", {"n": -2})
+    worker.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "warm shut down" in worker.log, "it has heard")
+
+    steady.let_go(-1, 20)
+
+    assert worker.process.wait(60) == 0
+    assert first.wait(10) == {"square": 1}
+    assert later.get_status() == JobStatus.QUEUED
 
 
 def test_a_worker_that_is_to_leave_puts_its_chunk_back(steady, project, start_worker, client, connection):
@@ -243,13 +353,13 @@ def write(path: Path) -> None:
 def test_every_format_becomes_every_other(project, start_worker, client, tmp_path):
     Steady(project, tmp_path)
     start_worker(project, "steady")
-    runs = []
+    begun = []
     names = ["rows.csv", "rows.csv.gz", "rows.jsonl", "rows.ndjson.gz", "rows.parquet"]
     for given in names:
         write(tmp_path / given)
         for made in names:
             output = tmp_path / f"{given.replace('.', '-')}.to.{made}"
-            runs.append((client.score("steady", tmp_path / given, output), output))
-    for run, output in runs:
+            begun.append((client.score("steady", tmp_path / given, output), output))
+    for run, output in begun:
         assert str(run.wait(100)) == "50 in = 50 out + 0 failed"
         assert read(output) == [{"n": n, "square": n * n} for n in range(ROWS)], output.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from conftest import RQ_MODELS, Project, RunningWorker, free_port, wait_until
 from pyarrow import csv, parquet
+from pyarrow.json import read_json
 
 from rq_models import Client, Run, RunFailed
 
@@ -148,8 +150,11 @@ def begin(client: Client, store: Store, request: pytest.FixtureRequest) -> Calla
     name = request.node.name.partition("[")[0]
 
     def begin_one(source: str, output: str) -> Run:
-        rows = "".join(f"{n if n % 100 else -n},row {n}\n" for n in range(1, ROWS + 1))
-        text = f"n,note\n{rows}".encode()
+        lines = [(n if n % 100 else -n, f"row {n}") for n in range(1, ROWS + 1)]
+        if ".jsonl" in source:
+            text = "".join(json.dumps({"n": n, "note": note}) + "\n" for n, note in lines).encode()
+        else:
+            text = ("n,note\n" + "".join(f"{n},{note}\n" for n, note in lines)).encode()
         store.put(f"incoming/{name}/{source}", gzip.compress(text) if source.endswith(".gz") else text)
         addresses = f"s3://incoming/{name}/{source}", f"s3://outgoing/{name}/{output}"
         return client.score("squares", *addresses, slice_rows=20)
@@ -171,6 +176,8 @@ def check(table: Any) -> None:
     [
         ("flowers.csv", "scored.parquet", lambda data: parquet.read_table(io.BytesIO(data))),
         ("flowers.csv.gz", "scored.csv.gz", lambda data: csv.read_csv(io.BytesIO(gzip.decompress(data)))),
+        ("flowers.jsonl", "scored.jsonl", lambda data: read_json(io.BytesIO(data))),
+        ("flowers.jsonl.gz", "packed.parquet", lambda data: parquet.read_table(io.BytesIO(data))),
     ],
 )
 def test_a_file_in_a_store(project, store: Store, start, begin, source, output, read, no_leaked_keys):

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from rq_models.scoring import files
 from rq_models.scoring.columns import as_text, received
 from rq_models.scoring.files import BadFile, Draft, told
 from rq_models.scoring.formats import Broken, Format, Inspected, Slice, format_of
-from rq_models.scoring.parts import Layout, PartWriter, errors_address, layout, merge, parts_folder
+from rq_models.scoring.parts import Layout, Part, PartWriter, clear_up, layout, merge, parts_folder
+from rq_models.scoring.runs import errors_address
 
 ERROR = {"kind": "ModelError", "type": "ValueError", "message": "no", "retryable": False}
 
@@ -50,8 +52,8 @@ def scored(output, columns, *slices):
         writer = PartWriter(address, format_of(output), columns)
         writer.write(part, [column for column, _ in answer], b"".join(data for _, data in answer), failed)
         writer.close()
-        done.append((address, writer.rows, writer.failed))
-    return merge(done, output, columns)
+        done.append(Part(address, writer.rows, writer.failed, writer.size))
+    return merge(done, output, columns, parts_folder(output))
 
 
 def errors_of(output):
@@ -227,10 +229,26 @@ def test_numbers_of_a_csv_are_numbers_where_they_can_be(tmp_path):
 def test_no_rows_are_a_file_with_columns(tmp_path):
     columns = layout(found(a=pa.string()), ["a"], [{"name": "y", "kind": "i8"}])
     for name in ("out.csv", "out.jsonl", "out.parquet"):
-        assert merge([], str(tmp_path / name), columns) == 0
+        assert merge([], str(tmp_path / name), columns, str(tmp_path)) == 0
     assert parquet.read_table(tmp_path / "out.parquet").schema.names == ["a", "y"]
     assert next(csv.reader((tmp_path / "out.csv").read_text().splitlines())) == ["a", "y"]
     assert (tmp_path / "out.jsonl").read_bytes() == b""
+
+
+def test_a_whole_number_is_one_however_it_is_written(tmp_path):
+    output = str(tmp_path / "out.parquet")
+    columns = layout(found(n=pa.string()), ["n"], [{"name": "y", "kind": "f8"}], {"n": "i8"})
+    cells = Slice(3, {"n": pa.array(["34", "34.0", ""])}, [], is_text=True)
+    scored(output, columns, (cells, [floats(1, 2, 3)], []))
+    table = parquet.read_table(output)
+    assert (table.schema.field("n").type, table["n"].to_pylist()) == (pa.int64(), [34, 34, None])
+    assert not Path(errors_address(output)).exists()
+
+
+def test_a_signature_in_a_clients_words_is_not_told():
+    with pytest.raises(BadFile) as caught, told("https://host/a.csv?sig=secret"):
+        raise OSError("403, url='https://me:secret@host/a.csv?sig=secret'")
+    assert str(caught.value) == "https://host/a.csv: it is damaged: 403, url='https://host/a.csv'"
 
 
 def test_a_value_that_has_no_place_in_its_column_is_left_out_and_told(tmp_path):
@@ -280,8 +298,48 @@ def test_nothing_appears_before_the_end_and_nothing_after_a_failure(tmp_path):
     writer.discard()
     assert not list(tmp_path.iterdir())
     with pytest.raises(BadFile, match="no such file"):
-        merge([(str(tmp_path / "gone"), 1, 0)], output, columns)
-    assert [path.name for path in tmp_path.iterdir()] == ["out.csv.parts"]
+        merge([Part(str(tmp_path / "gone"), 1, 0, 1)], output, columns, parts_folder(output))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_that_is_not_what_was_written_is_refused(tmp_path):
+    output = str(tmp_path / "out.csv")
+    part = Part(f"{parts_folder(output)}/r-1-x/part", 2, 0, 8)
+    (tmp_path / "out.csv.parts" / "r-1-x").mkdir(parents=True)
+    (tmp_path / "out.csv.parts" / "r-1-x" / "part").write_text("1\n2\n")
+    with pytest.raises(BadFile, match="8 bytes were written and 4 are there; --restart"):
+        merge([part], output, layout(found(), [], []), parts_folder(output))
+    assert not Path(output).exists()
+
+
+def test_wide_rows_make_small_groups(tmp_path):
+    output = str(tmp_path / "out.parquet")
+    columns = layout(found(), [], [{"name": "y", "kind": "f8"}])
+    writer = PartWriter(str(tmp_path / "part"), format_of(output), columns)
+    column, data = floats(*range(10))
+    writer.write(Slice(10, {}, []), [column], data, [])
+    writer.close()
+    part = Part(str(tmp_path / "part"), 10, 0, writer.size)
+    assert merge([part], output, columns, str(tmp_path), row_bytes=1 << 24) == 10
+    source = parquet.ParquetFile(output)
+    assert [source.metadata.row_group(n).num_rows for n in range(source.num_row_groups)] == [4, 4, 2]
+    assert source.read()["y"].to_pylist() == [float(n) for n in range(10)]
+
+
+@pytest.mark.parametrize("root", ["{tmp_path}", "memory://clear"])
+def test_what_plans_leave_behind_is_removed_and_nothing_else(tmp_path, root):
+    output = root.format(tmp_path=tmp_path) + "/out.csv"
+    names = {"run-1-x", "run-2-y", "run-2-z", "run-3-w", "other-1-x", "mine"}
+    for name in names:
+        with Draft(f"{parts_folder(output, name)}/part") as draft:
+            draft.write(b"1")
+    clear_up(output, "run", 2, "run-2-z")
+    assert set(files.names(parts_folder(output))) == {"run-2-z", "run-3-w", "other-1-x", "mine"}
+    clear_up(str(tmp_path / "none.csv"), "run", 2)
+    for name in ("other-1-x", "mine"):
+        files.remove(parts_folder(output, name))
+    clear_up(output, "run", 3)
+    assert not files.names(parts_folder(output))
 
 
 def test_a_full_disk_is_told(tmp_path):

@@ -116,6 +116,30 @@ def test_a_slice_grows_to_what_takes_its_time(rows, seconds, expected):
 
 
 def test_a_plan_survives_being_stored():
-    made = Plan("1-2", "1.0", ["a"], [Wanted("a", "f8")], False, [Wanted("", "str")], "{}", 64, 10, [(0, 5), (5, 9)])
+    made = Plan(
+        "1-2",
+        "1.0",
+        ["a"],
+        [Wanted("a", "f8")],
+        False,
+        [Wanted("", "str")],
+        "{}",
+        64,
+        10,
+        8.5,
+        "r-1-x",
+        [(0, 5), (5, 9)],
+    )
     assert Plan.of(json.loads(json.dumps(made.stored()))) == made
     assert replace(made, version="2.0") != made
+
+
+def test_what_the_first_rows_lack_later_ones_may_have():
+    schema = {"properties": {"a": {"type": "number"}, "b": {"anyOf": [{"type": "number"}, {"type": "null"}]}}}
+    assert inputs(schema, ["a"], {}, sampled=True) == (
+        [Wanted("a", "f8", omit=True), Wanted("b", "f8", omit=True)],
+        False,
+    )
+    assert inputs(schema, ["a"], {}) == ([Wanted("a", "f8", omit=True)], False)
+    with pytest.raises(Misfit, match="the file has none of them"):
+        inputs(schema, ["z"], {}, sampled=True)
