@@ -168,6 +168,7 @@ class Ending:
         ttl: seconds to keep the job and its result; -1 for ever.
         value: the output of a finished job, or the error record of a failed one.
         put_back: the run was given up undecided: a retry that costs none, at the front.
+        behind: but at the back.
         error: the failure itself.
     """
 
@@ -177,6 +178,7 @@ class Ending:
     value: Any = None
     error: RqModelsError | None = None
     put_back: bool = False
+    behind: bool = False
 
     @property
     def exc_string(self) -> str | None:
@@ -289,6 +291,10 @@ class Ledger:
     def answered(self) -> bool:
         """Whether `jobs` has an answer to what was asked."""
         return self._take.answers(0)
+
+    def hang_up(self) -> None:
+        """Expect no answer any more; what was given all the same is put back by the next `recover`."""
+        self._take.close()
 
     def wait_for_jobs(self, seconds: float) -> None:
         """Wait until `jobs` has an answer; this may be interrupted."""
@@ -432,7 +438,7 @@ def _form(ending: Ending) -> tuple[Any, ...]:
     if status == JobStatus.FINISHED:
         kind = "finished"
     elif status == JobStatus.QUEUED:
-        at_front = ending.put_back or taken.fields.get(b"enqueue_at_front_on_retry") == b"1"
+        at_front = (ending.put_back and not ending.behind) or taken.fields.get(b"enqueue_at_front_on_retry") == b"1"
         kind = "LPUSH" if at_front else "RPUSH"
     else:
         kind = "failed"

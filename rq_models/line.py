@@ -69,8 +69,16 @@ class Line:
         return _is_readable(self._connection._sock, seconds)  # noqa: SLF001 - it has no public name
 
     def answers(self, seconds: float) -> bool:
-        """Return whether an answer has begun to come within that time, or has come with the one before."""
-        return bool(self._connection.can_read(timeout=seconds))
+        """Return whether an answer has begun to come within that time, or has come with the one before.
+
+        Raises:
+            RedisError: the server is away, or has hung up.
+        """
+        try:
+            return bool(self._connection.can_read(timeout=seconds))
+        except BaseException:
+            self.close()
+            raise
 
     def unblock(self) -> None:
         """Let a command that blocks end at once; where the server does not allow that, it ends in its own time."""

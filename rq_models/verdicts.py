@@ -129,6 +129,11 @@ class Verdicts:
         return max(default if ttl is None else ttl, -1)
 
 
-def given_back(taken: Taken) -> Ending:
-    """Return the end of a run that was not begun, or not decided: its job goes to the front, and spends no retry."""
-    return Ending(taken, JobStatus.QUEUED, put_back=True)
+def given_back(taken: Taken, *, behind: bool = False) -> Ending:
+    """Return the end of a run that was not begun, or not decided: its job goes to the front, and spends no retry.
+
+    Args:
+        taken: the run.
+        behind: its job goes to the back.
+    """
+    return Ending(taken, JobStatus.QUEUED, put_back=True, behind=behind)

@@ -106,7 +106,7 @@ class ModelWorker(RQWorker):
         self._ended: list[Ending] = []
         self._unsettled: tuple[list[Ending], list[Ending]] = ([], [])
         """Endings of which the server has been told, and those of which RQ's own methods will tell it."""
-        self._next_recovery = self._trusts_leases_from = self._serves_from = 0.0
+        self._next_recovery = self._trusts_leases_from = self._serves_from = self._asked_at = 0.0
         self._more_waits = False
         self._may_look_ahead = False
         self._alone: Taken | None = None
@@ -301,6 +301,9 @@ class ModelWorker(RQWorker):
         try:
             if self.ledger.asked:
                 if not self.ledger.answered:
+                    if began - self._asked_at > PEEK + REPLY_TIMEOUT:
+                        # A connection that has fallen silent.
+                        self.ledger.hang_up()
                     return
                 # People go first, but for the worker's own affairs.
                 while not self._stop_requested and self.work_once(self._batch_size):
@@ -311,6 +314,7 @@ class ModelWorker(RQWorker):
             self.maintain_if_due()
             self.succession.tend(self._beat_beside)
             if not self.ledger.asked:
+                self._asked_at = time.monotonic()
                 size, warm = self._batch_size, self.stable.is_warm
                 self.ledger.ask_for_jobs(size, self.model.max_batch_bytes, RUN_TTL, PEEK, suspect=warm)
         except RedisError as error:
@@ -471,7 +475,9 @@ class ModelWorker(RQWorker):
         if self._state != WorkerStatus.SUSPENDED:
             self.log.info("Worker %s: suspended, run 'rq resume' to go on", self.name)
             self.set_state(WorkerStatus.SUSPENDED)
-        self.interruptible(time.sleep, 1)
+        # In the middle of a file that goes on.
+        if self.scorer.job_id is None:
+            self.interruptible(time.sleep, 1)
 
     # -- recover ----------------------------------------------------------------------------------------------------
 
@@ -637,9 +643,16 @@ class ModelWorker(RQWorker):
         if time.monotonic() < self._next_heartbeat:
             return
         self._next_heartbeat = time.monotonic() + self.job_monitoring_interval / 2
+        in_hand = list(self._in_hand.values())
         try:
-            for taken in self._in_hand.values():
-                self.maintain_heartbeats(taken.job, taken.execution)
+            # RQ would make the record of a run anew that is given up.
+            with self.connection.pipeline(transaction=False) as pipe:
+                for taken in in_hand:
+                    pipe.exists(taken.execution.key)
+                found = pipe.execute()
+            for taken, is_there in zip(in_hand, found, strict=True):
+                if is_there:
+                    self.maintain_heartbeats(taken.job, taken.execution)
         except RedisError as error:
             self._next_recovery = 0.0
             said = explain(error, place(self.connection))

@@ -94,7 +94,7 @@ def _fitting(values: Any, kind: Kind, *, is_text: bool) -> pa.Array | None:
         if isinstance(values, list) and pa.types.is_floating(array.type) and bool in set(map(type, values)):
             return None
         if is_text:
-            return array if kind == "str" else _cells(array, ARROW[kind])
+            return array if kind == "str" else _without_nan(_cells(array, ARROW[kind]))
         if pa.types.is_null(array.type) or _TAKES[kind](array.type):
             # An integer may have no equal among the floats; an integer of a float must be one.
             return _without_nan(array).cast(ARROW[kind], safe=kind != "f8")
@@ -129,6 +129,8 @@ def _spelled(cell: str | None, kind: Kind) -> Any:
             return json.loads(text)
         if kind == "b1":
             return _TRUTHS.get(text.lower(), cell)
+        if kind == "i8" and text[:2] in {"0x", "0X"}:
+            return int(text, 16)  # as Arrow reads it
         number = int(text) if kind == "i8" and text.lstrip("+-").isdigit() else float(text)
     except (ValueError, RecursionError):
         return cell

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+    from rq_models.ledger import Taken
+
 RUNS_KEY = f"{PREFIX}runs"
 BULK = ".bulk"
 STEP = "rq_models.scoring.step"
@@ -337,9 +339,7 @@ def enqueue(connection: Redis, model: str, run: str, attempt: int, steps: Iterab
         orders.give(connection, one.worker, orders.LOOK)
 
 
-def keep_plan(
-    connection: Redis, job_id: str, execution: str, record: Record, plan: dict[str, Any] | None = None
-) -> bool:
+def keep_plan(connection: Redis, by: Taken, record: Record, plan: dict[str, Any] | None = None) -> bool:
     """Let a run be ``running``, by this plan or the one that it has.
 
     Returns:
@@ -347,12 +347,10 @@ def keep_plan(
     """
     keys = (_wip(record), run_key(record.id), done_key(record.id), _plan_job(record))
     text = "" if plan is None else json.dumps(plan)
-    return bool(connection.register_script(_PLAN)(keys, (f"{job_id}:{execution}", record.attempt, text, CARD_TTL)))
+    return bool(connection.register_script(_PLAN)(keys, (f"{by.id}:{by.run}", record.attempt, text, CARD_TTL)))
 
 
-def commit(  # noqa: PLR0913, PLR0917 - who, of what, what
-    connection: Redis, job_id: str, execution: str, record: Record, number: int, part: dict[str, Any]
-) -> int | None:
+def commit(connection: Redis, by: Taken, record: Record, number: int, part: dict[str, Any]) -> int | None:
     """Enter a finished chunk, if this execution is still the one that owns it.
 
     Returns:
@@ -362,7 +360,7 @@ def commit(  # noqa: PLR0913, PLR0917 - who, of what, what
     left = connection.register_script(_COMMIT)(
         (_wip(record), run_key(record.id), done_key(record.id), _plan_job(record)),
         (
-            f"{job_id}:{execution}",
+            f"{by.id}:{by.run}",
             record.attempt,
             number,
             json.dumps(part),
@@ -377,11 +375,20 @@ def commit(  # noqa: PLR0913, PLR0917 - who, of what, what
     return None if left is None else int(left)
 
 
-def end(connection: Redis, record: Record, state: str, error: str = "") -> bool:
-    """Let an attempt be merging, finished, failed or cancelled, if it is active; return whether it was."""
-    keys = (run_key(record.id), done_key(record.id), _plan_job(record))
+def end(connection: Redis, record: Record, state: str, error: str = "", *, by: Taken | None = None) -> bool:
+    """Let an attempt be merging, finished, failed or cancelled, if it is active; return whether it was.
+
+    Args:
+        connection: of the server.
+        record: the attempt.
+        state: the new one.
+        error: why it failed.
+        by: the execution that says so, whose word does not count once it is given up; None for people.
+    """
+    keys = (run_key(record.id), done_key(record.id), _plan_job(record), _wip(record))
     merged = ("merged", 1) if state == "merging" else ()
-    arguments = (record.attempt, state, time.time(), CARD_TTL, "error", error, *merged)
+    holder = "" if by is None else f"{by.id}:{by.run}"
+    arguments = (record.attempt, state, time.time(), CARD_TTL, holder, "error", error, *merged)
     return bool(connection.register_script(_END)(keys, arguments))
 
 

@@ -15,6 +15,7 @@ from rq_models.registry import read_model
 from rq_models.scoring import columns, files, formats, parts, runs
 from rq_models.scoring import plan as planning
 from rq_models.scoring.plan import Misfit, Plan
+from rq_models.scoring.work import OtherVersion
 from rq_models.stable import GaveUp
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ def plan(scorer: Scorer, record: Record, taken: Taken) -> None:
         plan = Plan.of(record.plan)
         with scorer.attended():
             _require_same("input", asked.input, plan.fingerprint, scorer.aside(files.fingerprint, asked.input))
-            _require_same("model's version", asked.model, plan.version, scorer.version())
+            _require_version(scorer, record, plan.version, leases=0)
         _require_few_failed(record)
-        if not scorer.tell(partial(runs.keep_plan, scorer.connection, taken.id, taken.run, record)):
+        if not scorer.tell(partial(runs.keep_plan, scorer.connection, taken, record)):
             return
     planned = scorer.tell(partial(runs.read, scorer.connection, record.id))
     if planned.attempt == record.attempt and planned.progress.state == "running":
@@ -78,13 +79,15 @@ def _plan_anew(scorer: Scorer, record: Record, taken: Taken) -> bool:
             if scorer.version() != version:
                 # Reloaded meanwhile.
                 raise GaveUp
-        keep = partial(runs.keep_plan, scorer.connection, taken.id, taken.run, record, plan.stored())
-        kept = scorer.tell(keep)
+        kept = scorer.tell(partial(runs.keep_plan, scorer.connection, taken, record, plan.stored()))
     finally:
         if not kept:
             with suppress(Exception):  # how it ends does not depend on it
-                scorer.submit(files.remove, parts.parts_folder(output, name)).result()
-                scorer.submit(files.remove_folder, parts.parts_folder(output)).result()
+                # The first try may have been heard, and others go by this plan since.
+                found = runs.read(scorer.connection, record.id)
+                if (found.plan or {}).get("folder") != name:
+                    scorer.submit(files.remove, parts.parts_folder(output, name)).result()
+                    scorer.submit(files.remove_folder, parts.parts_folder(output)).result()
     if kept:
         scorer.aside(parts.clear_up, output, record.id, record.attempt, name)
     return kept
@@ -192,9 +195,7 @@ def chunk(scorer: Scorer, record: Record, taken: Taken, number: int) -> None:
         # By an execution that died before it could say so.
         _go_on(scorer, record, len(scorer.tell(partial(runs.left, scorer.connection, record))))
         return
-    if scorer.version() != plan.version:
-        _require_version(scorer, record, plan.version)
-        raise GaveUp
+    _require_version(scorer, record, plan.version, leases=_LEASES)
     name = f"part-{number:06d}-{taken.run}"
     address = f"{parts.parts_folder(asked.output, plan.folder)}/{name}"
     fingerprint = partial(scorer.aside, files.fingerprint, asked.input)
@@ -211,8 +212,7 @@ def chunk(scorer: Scorer, record: Record, taken: Taken, number: int) -> None:
             writer.discard()
             raise
     part = {"part": name, "rows": writer.rows, "failed": writer.failed, "size": writer.size}
-    commit = partial(runs.commit, scorer.connection, taken.id, taken.run, record, number, part)
-    left = scorer.tell(commit)
+    left = scorer.tell(partial(runs.commit, scorer.connection, taken, record, number, part))
     if left is None:
         # It may be entered all the same: by a first try that nobody answered, or as the last before the run's end.
         if scorer.tell(partial(runs.parts, scorer.connection, record.id)).get(number) != part:
@@ -245,7 +245,7 @@ def _predict(scorer: Scorer, record: Record, plan: Plan, piece: tuple[int, int],
         part, question, blob = ready
         answer = scorer.ask(question, blob)
         if scorer.version() != plan.version:
-            raise GaveUp
+            raise OtherVersion
         behind.append(scorer.submit(writer.write, part, answer["columns"], answer["blob"], answer["failed"]))
         if len(behind) > _AHEAD:
             scorer.result(behind.popleft())
@@ -265,7 +265,7 @@ def _read(record: Record, plan: Plan, piece: tuple[int, int]) -> Iterator[format
     return formats.read(source, form, piece, names=plan.names, wanted=wanted, slice_rows=plan.slice_rows)
 
 
-def merge(scorer: Scorer, record: Record) -> None:
+def merge(scorer: Scorer, record: Record, taken: Taken) -> None:
     """Make the output of all parts; it appears whole."""
     asked, plan = record.asked, Plan.of(record.plan or {})
     folder, layout = parts.parts_folder(asked.output, plan.folder), parts.Layout.loads(plan.layout)
@@ -273,7 +273,7 @@ def merge(scorer: Scorer, record: Record) -> None:
     with scorer.attended():
         if not record.merged:
             _check_output(scorer, record)
-        if not scorer.tell(partial(runs.end, scorer.connection, record, "merging")):
+        if not scorer.tell(partial(runs.end, scorer.connection, record, "merging", by=taken)):
             return
         done = scorer.tell(partial(runs.parts, scorer.connection, record.id))
         found = [done[number] for number in range(len(plan.pieces))]
@@ -288,8 +288,10 @@ def merge(scorer: Scorer, record: Record) -> None:
             raise InvalidRun(
                 f"{read} rows were to be read and {rows} were written; --restart (restart=True) starts over"
             )
-        scorer.tell(partial(runs.end, scorer.connection, record, "finished"))
-        scorer.aside(clear_up, record)
+        scorer.tell(partial(runs.end, scorer.connection, record, "finished", by=taken))
+        # It may have been cancelled in the last moment, and then goes on from its parts.
+        if scorer.tell(partial(runs.read, scorer.connection, record.id)).progress.state == "finished":
+            scorer.aside(clear_up, record)
 
 
 def clear_up(record: Record) -> None:
@@ -331,18 +333,23 @@ def _require_same(what: str, whose: str, before: str, now_: str) -> None:
         raise InvalidRun(f"the {what} of {whose} has changed since the run began; --restart (restart=True) starts over")
 
 
-def _require_version(scorer: Scorer, record: Record, version: str) -> None:
-    """Raise InvalidRun if for some time no worker has had this version of the model, nor could have."""
-    model = record.asked.model
+def _require_version(scorer: Scorer, record: Record, version: str, *, leases: float) -> None:
+    """Raise OtherVersion if the model has not this version here.
+
+    Raises:
+        InvalidRun: for so many leases no worker has had it, nor could have.
+    """
+    if scorer.version() == version:
+        scorer.missed_since.clear()
+        return
+    model, attempt = record.asked.model, (record.id, record.attempt)
     status = scorer.tell(partial(read_model, scorer.connection, model))
     serving = status.serving if status else []
     if any(one.state != "warm" or (one.version or "") == version for one in serving):
-        scorer.missed_since.pop(record.id, None)
-        return
-    since = scorer.missed_since.setdefault(record.id, time.monotonic())
-    if time.monotonic() - since > _LEASES * scorer.model().lease:
-        del scorer.missed_since[record.id]
+        scorer.missed_since.pop(attempt, None)
+    elif time.monotonic() - scorer.missed_since.setdefault(attempt, time.monotonic()) >= leases * scorer.model().lease:
         _require_same("model's version", model, version, scorer.version())
+    raise OtherVersion
 
 
 def _source(asked: runs.Asked, folder: str) -> str:

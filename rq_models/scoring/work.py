@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.exceptions import RedisError
+from rq.exceptions import StopRequested
 from rq.job import JobStatus
 from rq.utils import now
 
@@ -32,6 +33,7 @@ from rq_models.errors import (
     RunFailed,
     UnknownRun,
 )
+from rq_models.health import is_about_one_key
 from rq_models.ledger import Ending
 from rq_models.rq_worker import RUN_TTL
 from rq_models.scoring import runs
@@ -62,6 +64,10 @@ _LONGEST_PAUSE = 1.0
 """Seconds; as long a signal may not be heeded."""
 _ALLOCATOR = "ARROW_DEFAULT_MEMORY_POOL"
 _log = logging.getLogger("rq.worker.scoring")
+
+
+class OtherVersion(GaveUp):
+    """A step belongs to a run that was begun with another version of the model than this worker has."""
 
 
 class Scorer:
@@ -98,8 +104,8 @@ class Scorer:
         self.connection, self.model = connection, model
         self._stable, self._verdicts, self._in_hand, self._is_leaving = stable, verdicts, in_hand, is_leaving
         self._serve, self._beat = between, beat
-        self.missed_since: dict[str, float] = {}
-        """Since when no worker has the version of the model that a run was begun with, by the run's id."""
+        self.missed_since: dict[tuple[str, int], float] = {}
+        """Since when no worker has the version of the model that a run was begun with, by its id and attempt."""
         self._next_look = 0.0
         self._leave = threading.Event()
         self._clerk = ThreadPoolExecutor(1, thread_name_prefix="scoring")
@@ -142,8 +148,14 @@ class Scorer:
     def bury(self, taken: Taken) -> None:
         """Let the run of a step fail of which too many workers have died."""
         record = None
-        with suppress(InvalidRun, UnknownRun):
-            record = self.tell(partial(runs.read, self.connection, _parsed(taken)[0]))
+        try:
+            run, attempt, _ = _parsed(taken)
+            found = self.tell(partial(runs.read, self.connection, run))
+            record = found if found.attempt == attempt else None
+        except RedisError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever stands there, the job ends
+            _log.warning("step %s: %s", taken.id, error)
         why = f"{DEATHS} workers died while they did step {taken.id}; it may take more memory than they have"
         self.tell(partial(self._close, self._given_up(taken, record, why)))
 
@@ -160,14 +172,14 @@ class Scorer:
         """Tell the server something, however long it is away: it is known here and nowhere else.
 
         Raises:
-            RedisError: it is away, and this worker must leave at once.
+            RedisError: it is away, and this worker must leave at once; or a key holds something else than it should.
         """
         pause = 0.0
         while True:
             try:
                 return step()
             except RedisError as error:
-                if self._stable.closing.is_set():
+                if self._stable.closing.is_set() or is_about_one_key(error):
                     raise
                 pause = min(pause * 2 or 0.1, _LONGEST_PAUSE)
                 _log.error("%s; trying again in %.1f s", error, pause)
@@ -188,21 +200,27 @@ class Scorer:
                     self.aside(self.aside(_steps).clear_up, record)
                 return self._done(taken, "its run is over")
             return self._step(taken, record, step)
-        except GaveUp:
-            return self._left_off(taken, record)
+        except (GaveUp, StopRequested) as error:
+            return self._left_off(taken, record, behind=isinstance(error, OtherVersion))
         except (InvalidRun, InvalidInput, ModelFault, ConfigurationError, Misfit) as error:
             return self._given_up(taken, record, str(error))
-        except RedisError:
-            raise
+        except RedisError as error:
+            if not is_about_one_key(error):
+                raise
+            why = f"the run's record in Redis is damaged: {error}"
+            if record is not None:
+                with suppress(RedisError):
+                    runs.end(self.connection, record, "failed", why, by=taken)
+            return self._verdicts.failure(taken, RunFailed(why, retryable=False))
         except Exception as error:  # noqa: BLE001 - whatever it is, the worker goes on
             return self._failed(taken, record, error)
 
-    def _left_off(self, taken: Taken, record: Record | None) -> Ending:
+    def _left_off(self, taken: Taken, record: Record | None, *, behind: bool = False) -> Ending:
         if taken.id not in self._verdicts.stopped:
             # Not by this worker, just now: another has the model's version, or it is leaving.
-            return given_back(taken)
+            return given_back(taken, behind=behind)
         # If somebody meant this job only: its run does not go on without it.
-        if record is not None and self.tell(partial(runs.end, self.connection, record, "cancelled")):
+        if record is not None and self.tell(partial(runs.end, self.connection, record, "cancelled", by=taken)):
             self.tell(partial(runs.clear, self.connection, record, taken.id))
         return self._verdicts.failure(taken, JobCancelled())
 
@@ -210,6 +228,8 @@ class Scorer:
         """Return how a step ends that a store, or a mistake of ours, has ended: it is tried again, some times."""
         from rq_models.scoring.files import BadFile  # noqa: PLC0415 - it imports fsspec
 
+        if taken.id in self._verdicts.stopped:
+            return self._left_off(taken, record)
         message = str(error)
         if not isinstance(error, BadFile):
             _log.exception("step %s", taken.id)
@@ -224,7 +244,7 @@ class Scorer:
         if step == runs.PLAN:
             steps.plan(self, record, taken)
         elif step == runs.MERGE:
-            steps.merge(self, record)
+            steps.merge(self, record, taken)
         else:
             steps.chunk(self, record, taken, int(step))
         return self._done(taken, None)
@@ -237,7 +257,7 @@ class Scorer:
 
     def _given_up(self, taken: Taken, record: Record | None, why: str) -> Ending:
         """Let the whole run fail, with the one sentence that says why."""
-        if record is not None and self.tell(partial(runs.end, self.connection, record, "failed", why)):
+        if record is not None and self.tell(partial(runs.end, self.connection, record, "failed", why, by=taken)):
             self.tell(partial(runs.clear, self.connection, record, taken.id))
         elif record is not None:
             self._tidy(record)
@@ -280,7 +300,12 @@ class Scorer:
 
     def card(self) -> dict[str, Any]:
         """Return the card of the model, which is loaded if it is not yet."""
-        return self._stable.warm(self._beat).card or {}
+        try:
+            return self._stable.warm(self._beat).card or {}
+        except ModelFault:
+            if self._is_leaving():
+                raise GaveUp from None
+            raise
 
     def version(self) -> str:
         """Return the version of the model that is loaded now."""

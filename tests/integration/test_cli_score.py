@@ -11,6 +11,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,7 +109,7 @@ def plan(connection: Redis, run: str) -> Record:
     record = runs.read(connection, run)
     job_id = runs.step_id(run, record.attempt, runs.PLAN)
     connection.zadd("rq:wip:iris.bulk", {f"{job_id}:x": 2e9})
-    assert runs.keep_plan(connection, job_id, "x", record, PLAN)
+    assert runs.keep_plan(connection, SimpleNamespace(id=job_id, run="x"), record, PLAN)
     return runs.read(connection, run)
 
 
@@ -116,7 +117,7 @@ def commit(connection: Redis, record: Record, number: int, rows: int = 1000, fai
     job_id = runs.step_id(record.id, record.attempt, number)
     connection.zadd("rq:wip:iris.bulk", {f"{job_id}:x": 2e9})
     part = {"part": "p", "rows": rows, "failed": failed}
-    runs.commit(connection, job_id, "x", record, number, part)
+    runs.commit(connection, SimpleNamespace(id=job_id, run="x"), record, number, part)
 
 
 def only_run(connection: Redis) -> str:

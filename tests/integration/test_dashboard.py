@@ -17,6 +17,7 @@ import urllib.request
 from base64 import b64encode
 from http.client import HTTPConnection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import rq_dashboard.cli
@@ -152,11 +153,11 @@ def test_a_scoring_run_is_the_jobs_of_a_queue_beside_the_models(ours, connection
     run = runs.begin(connection, runs.Asked("churn", "/in.csv", "/out.csv"), restart=False)
     connection.zadd("rq:wip:churn.bulk", {f"{run}-1-plan:x": 2e9})
     record, plan = runs.read(connection, run), {"pieces": [[0, 5], [5, 9]], "rows": 9}
-    assert runs.keep_plan(connection, f"{run}-1-plan", "x", record, plan)
+    assert runs.keep_plan(connection, SimpleNamespace(id=f"{run}-1-plan", run="x"), record, plan)
     runs.enqueue(connection, "churn", run, 1, [0, 1])
     connection.zadd("rq:wip:churn.bulk", {f"{run}-1-0:x": 2e9})
     part = {"part": "p", "rows": 5, "failed": 1}
-    runs.commit(connection, f"{run}-1-0", "x", runs.read(connection, run), 0, part)
+    runs.commit(connection, SimpleNamespace(id=f"{run}-1-0", run="x"), runs.read(connection, run), 0, part)
 
     assert {ours.get(path).status_code for path in addresses(connection, "churn.bulk")} <= {200, 308}
     shown = ours.get("/0/data/jobs/churn.bulk/queued/8/asc/1.json").json["jobs"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,12 +36,17 @@ def running(connection: Redis, **options: Any) -> Record:
     return runs.read(connection, record.id)
 
 
+def by(job_id: str, run: str = "x") -> Any:
+    """Return an execution, as far as it counts here."""
+    return SimpleNamespace(id=job_id, run=run)
+
+
 def keep(connection: Redis, record: Record, plan: dict[str, Any] | None = PLAN, *, holds: bool = True) -> bool:
     """Write the plan down as the execution that holds the planning step, or as one that was given up."""
     job_id = runs.step_id(record.id, record.attempt, runs.PLAN)
     if holds:
         connection.zadd(WIP, {f"{job_id}:x": 2e9})
-    return runs.keep_plan(connection, job_id, "x" if holds else "y", record, plan)
+    return runs.keep_plan(connection, by(job_id, "x" if holds else "y"), record, plan)
 
 
 def commit(
@@ -51,7 +57,7 @@ def commit(
     if holds:
         connection.zadd(WIP, {f"{job_id}:x": 2e9})
     part = {"part": f"/parts/{number}", "rows": rows, "failed": failed}
-    return runs.commit(connection, job_id, "x", record, number, part)
+    return runs.commit(connection, by(job_id), record, number, part)
 
 
 def waiting(connection: Redis) -> list[str]:
@@ -287,6 +293,18 @@ def test_a_plan_is_made_once(connection: Redis):
 
 def test_without_a_plan_nothing_runs(connection: Redis):
     assert not keep(connection, begun(connection), None)
+
+
+@pytest.mark.parametrize("state", ["merging", "finished", "failed", "cancelled"])
+def test_who_was_given_up_ends_nothing(connection: Redis, state: str):
+    record = running(connection)
+    mine = by(f"{record.id}-1-0")
+
+    assert not runs.end(connection, record, state, by=mine)
+    assert runs.read(connection, record.id).progress.state == "running"
+
+    connection.zadd(WIP, {f"{mine.id}:x": 2e9})
+    assert runs.end(connection, record, state, by=mine)
 
 
 def test_asking_again_puts_back_the_steps_that_are_gone(connection: Redis):

@@ -244,6 +244,23 @@ def test_too_many_failed_rows_are_too_many_again(steady, project, start_worker, 
     assert str(steady.begin(client, max_errors=2).wait(60)) == "4 in = 2 out + 2 failed"
 
 
+def test_a_cut_connection_does_not_keep_predictions_waiting(steady, project, start_worker, client, connection):
+    steady.write(range(200_000))
+    steady.hold(0)
+    start_worker(project, "steady")
+    run = steady.begin(client)
+    steady.wait_until_held(10)
+    for one in connection.client_list():
+        if one["name"].endswith(":ledger"):
+            connection.client_kill_filter(_id=one["id"])
+    steady.release()
+
+    assert client.predict("steady", {"n": 7}, timeout=60) == {"square": 49}
+
+    assert not run.progress().is_over, "the file was at work all the time"
+    assert run.cancel()
+
+
 def test_who_is_to_leave_serves_no_more(steady, project, start_worker, client, connection):
     steady.hold(0)
     worker = start_worker(project, "steady")

@@ -271,11 +271,18 @@ def test_cells_stay_text():
     assert data == struct.pack("<5i", 0, 0, 2, 2, 5) + "é007".encode()
 
 
+def test_cells_mean_the_same_whatever_stands_beside_them():
+    assert wired(pa.array(["0x1F"]), "i8", is_text=True)[1] == struct.pack("<q", 31)
+    assert wired(pa.array(["nan", "1.5"]), "f8", is_text=True)[0]["nulls"] == [0]
+
+
 @pytest.mark.parametrize(
     ("cells", "kind", "values"),
     [
         (["1.5", "abc", "", "1_0"], "f8", [1.5, "abc", None, "1_0"]),
         (["5", "5.0", "x"], "i8", [5, 5.0, "x"]),
+        (["0x1F", "x"], "i8", [31, "x"]),
+        (["nan", "x"], "f8", [None, "x"]),
         (["maybe", "TRUE", "no", "on"], "b1", ["maybe", True, False, True]),
         (["[1, 2]", "007", '{"a": 1}', "", "text"], "json", [[1, 2], "007", {"a": 1}, None, "text"]),
     ],
