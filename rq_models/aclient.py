@@ -133,15 +133,18 @@ class AsyncClient:
 
     async def predict(self, model: str, data: Any, timeout: float | None = None, **options: Unpack[Options]) -> Any:
         """Enqueue one prediction and return its result; see `Client.predict`. A cancelled task takes its job back."""
-        jobs = await self._thread(self._client._prepare, model, [data], options, timeout, many=False)
-        return (await self._predict(jobs, timeout, options))[0]
+        began = time.monotonic()
+        prepare = partial(self._client._prepare, model, [data], options, timeout, many=False)
+        jobs = await self._in_time(prepare, timeout, began)
+        return (await self._predict(jobs, timeout, options, began))[0]
 
     async def predict_many(
         self, model: str, rows: Iterable[Any], timeout: float | None = None, **options: Unpack[ManyOptions]
     ) -> list[Any]:
         """Enqueue a prediction for each row and return the results in the same order; see `Client.predict_many`."""
-        jobs = await self._thread(self._client._prepare, model, rows, options, timeout)
-        return await self._predict(jobs, timeout, options)
+        began = time.monotonic()
+        jobs = await self._in_time(partial(self._client._prepare, model, rows, options, timeout), timeout, began)
+        return await self._predict(jobs, timeout, options, began)
 
     async def wait_all(
         self, jobs: Iterable[AsyncJob], timeout: float | None = None, *, return_exceptions: bool = False
@@ -176,23 +179,41 @@ class AsyncClient:
         """Do it in a thread; a task that is cancelled meanwhile stays until it is done, so that it can be undone."""
         left, context = threading.Event(), copy_context()
         context.run(NOBODY_WAITS.set, left)
-        work = asyncio.get_running_loop().run_in_executor(threads, partial(context.run, call))
+        begun = threads.submit(context.run, call)
+        work = asyncio.wrap_future(begun)
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             left.set()
-            await asyncio.wait([work])
+            # What has not begun never does.
+            if not begun.cancel():
+                await asyncio.wait([work])
             raise
 
-    async def _predict(self, jobs: list[ClientJob], timeout: float | None, options: ManyOptions) -> list[Any]:
-        with self._watch(jobs, timeout, queued=False) as wait:
+    async def _in_time(self, call: Callable[[], T], timeout: float | None, began: float) -> T:
+        """Do it in a thread, unless the time is over before."""
+        try:
+            async with asyncio.timeout(None if timeout is None else timeout - (time.monotonic() - began)):
+                return await self._thread(call)
+        except TimeoutError:
+            raise TimeoutError(f"nothing was enqueued within {timeout:g} s: Redis does not answer") from None
+
+    async def _predict(
+        self, jobs: list[ClientJob], timeout: float | None, options: ManyOptions, began: float
+    ) -> list[Any]:
+        with self._watch(jobs, timeout, queued=False, since=began) as wait:
+            known = 0
             try:
-                await self._thread(self._client._submit, jobs, options, wait)
+                submit = partial(self._client._submit, jobs, options, wait)
+                known = await self._in_time(submit, timeout, began)
                 return await self._collect(wait)
             except QueueFull:
                 # See `Client._predict`.
                 raise
             except (Exception, asyncio.CancelledError):
+                if known and "job_id" in options:
+                    # Likewise.
+                    raise
                 await self._hastily(self._client._give_up, wait)
                 raise
 
@@ -206,8 +227,8 @@ class AsyncClient:
             return wait.outcomes(error)
         return wait.outcomes()
 
-    def _watch(self, jobs: list[ClientJob], timeout: float | None, *, queued: bool = True) -> Wait:
-        return self._client._watch(jobs, timeout, queued=queued, woken=_Event())
+    def _watch(self, jobs: list[ClientJob], timeout: float | None, **how: Any) -> Wait:
+        return self._client._watch(jobs, timeout, woken=_Event(), **how)
 
     async def _next(self, wait: Wait) -> list[ClientJob]:
         """Await that some of the jobs end, and return them; raise TimeoutError when the time is over."""

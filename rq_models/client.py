@@ -34,7 +34,7 @@ from rq_models.registry import MODELS_KEY, Card, ModelStatus, read_model, read_m
 from rq_models.results import BEGINNING, Ended, judge, value_of
 from rq_models.scoring.run import Run, ScoreOptions, begin
 from rq_models.scoring.runs import read_all
-from rq_models.waiting import FIRST_PAUSE, LONGEST_PAUSE, Wait, Waiter, look
+from rq_models.waiting import FIRST_PAUSE, HURRY, LONGEST_PAUSE, Wait, Waiter, look
 
 if TYPE_CHECKING:
     import threading
@@ -57,6 +57,8 @@ _TAKE_BACK = files("rq_models").joinpath("take_back.lua").read_text("utf-8")
 _QUEUE_FULL = re.compile(r"QUEUEFULL (\d+)$")
 _WORTH_COMPRESSING = 1024
 _LONGEST_DEADLINE = 10**9
+_HURRIED = 5.0
+"""Seconds; who has less does not ask by a connection that may wait as long for an answer."""
 CANCELLED_TTL = 3600
 """Seconds that a job given up is kept."""
 NOBODY_WAITS: ContextVar[threading.Event | None] = ContextVar("nobody_waits", default=None)
@@ -224,7 +226,8 @@ class Client:
 
         Raises: what `enqueue` and `ClientJob.wait` do.
         """
-        return self._predict(self._prepare(model, [data], options, timeout, many=False), timeout, options)[0]
+        began = time.monotonic()
+        return self._predict(self._prepare(model, [data], options, timeout, many=False), timeout, options, began)[0]
 
     def predict_many(
         self, model: str, rows: Iterable[Any], timeout: float | None = None, **options: Unpack[ManyOptions]
@@ -233,7 +236,8 @@ class Client:
 
         The first that fails is raised, and what is still queued then is taken back; see `predict`.
         """
-        return self._predict(self._prepare(model, rows, options, timeout), timeout, options)
+        began = time.monotonic()
+        return self._predict(self._prepare(model, rows, options, timeout), timeout, options, began)
 
     def wait_all(
         self, jobs: Iterable[ClientJob], timeout: float | None = None, *, return_exceptions: bool = False
@@ -384,12 +388,14 @@ class Client:
         known = self._known.get(model)
         if known is not None and time.monotonic() < known.until:
             return known
-        status = self._ask(lambda: read_model(self.connection, model), limit)
+        hurried = limit is not None and limit < _HURRIED
+        connection = self._waiter.hasty if hurried else self.connection
+        status = self._ask(lambda: read_model(connection, model), limit)
         while status and not status.serving and self._check_worker and time.monotonic() < self._disturbed + RENEWING:
             # The workers have been cut off, too, and come back as soon as this client.
             if _nap(LONGEST_PAUSE / 10):
                 break
-            status = self._ask(lambda: read_model(self.connection, model), limit)
+            status = self._ask(lambda: read_model(connection, model), limit)
         if status is None and self._check_model:
             names = sorted(name.decode() for name in cast("set[bytes]", self.connection.smembers(MODELS_KEY)))
             close = difflib.get_close_matches(model, names, n=1)
@@ -514,15 +520,16 @@ class Client:
             room -= len(data)
         return commands
 
-    def _predict(self, jobs: list[ClientJob], timeout: float | None, options: ManyOptions) -> list[Any]:
+    def _predict(self, jobs: list[ClientJob], timeout: float | None, options: ManyOptions, began: float) -> list[Any]:
         # It joins first, so that what enqueues also reads, or calls whoever reads.
-        with self._watch(jobs, timeout, queued=False) as wait:
+        with self._watch(jobs, timeout, queued=False, since=began) as wait:
+            known = 0
             try:
                 commands = self._commands(jobs, options)
                 alone = len(commands) == 1 and "job_id" not in options
                 try:
                     if not alone or not self._waiter.enqueue(wait, commands[0]):
-                        self._submit(jobs, options, wait)
+                        known = self._submit(jobs, options, wait)
                 except ResponseError as error:
                     raise self._refusal(jobs, error) from None
                 return self._collect(wait)
@@ -530,7 +537,9 @@ class Client:
                 # There is nothing to take back, and to look for it in a long queue would be work at the worst time.
                 raise
             except BaseException:
-                self._give_up(wait)
+                if not (known and "job_id" in options):
+                    # Else somebody has enqueued it before, who may wait for it.
+                    self._give_up(wait)
                 raise
 
     def _collect(self, wait: Wait, *, return_exceptions: bool = False) -> list[Any]:
@@ -556,9 +565,12 @@ class Client:
     def _last_look(self, wait: Wait) -> list[ClientJob]:
         """Return the jobs that have ended after all, or raise TimeoutError."""
         after = f"after {wait.timeout:g} s"
+        if time.monotonic() < self._waiter.silent_until:
+            raise TimeoutError(f"{len(wait.pending)} jobs had not ended {after}: Redis does not answer")
         try:
             seen = look(self._waiter.hasty, [job_id for job_id in wait.jobs if job_id in wait.pending])
         except UNREACHABLE as error:
+            self._waiter.silent_until = time.monotonic() + HURRY
             raise TimeoutError(
                 f"{len(wait.pending)} jobs had not ended {after}: Redis does not answer ({error})"
             ) from error
@@ -575,6 +587,8 @@ class Client:
 
     def _give_up(self, wait: Wait) -> None:
         """Take back what is still queued."""
+        if time.monotonic() < self._waiter.silent_until:
+            return
         with suppress(RedisError):
             self._take_back([wait.jobs[job_id] for job_id in wait.pending], self._waiter.hasty)
 

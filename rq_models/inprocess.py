@@ -58,7 +58,7 @@ class InProcessClient(Client):
             job.since = None
         return known
 
-    def _predict(self, jobs: list[ClientJob], timeout: float | None, options: ManyOptions) -> list[Any]:
+    def _predict(self, jobs: list[ClientJob], timeout: float | None, options: ManyOptions, _: float) -> list[Any]:
         self._submit(jobs, options)
         return self.wait_all(jobs, timeout)
 

@@ -8,13 +8,14 @@ that name (PEP 562) to a callable that predicts from a module-level cache in thi
 from __future__ import annotations
 
 import json
-import zlib
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rq.job import Job, JobStatus
 from rq.results import Result
 from rq.serializers import JSONSerializer
+
+from rq_models.results import unpacked as _unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from rq_models.errors import ErrorRecord
 
 
-MAX_DATA = 64 << 20
-"""Bytes of JSON in one job at most, when decompressed: a bomb of some kilobytes would fill the memory."""
 FUNCTION_PREFIX = f"{__name__}."
 _AROUND = len(f'["{FUNCTION_PREFIX}", null, [], {{}}]')
 _CALLBACKS = ("_success_callback_name", "_failure_callback_name", "_stopped_callback_name")
@@ -87,13 +86,8 @@ def parse_data(raw: bytes, model: str, most: int) -> list[Any]:
         ValueError: it is not JSON, compressed or not, of this form.
         InvalidInput: the input is larger than the model allows; see `require_size`.
     """
-    # A producer need not compress; RQ reads both, too. What begins as the list it must be is not compressed.
-    if not raw.startswith(b"["):
-        with suppress(zlib.error):
-            reader = zlib.decompressobj()
-            raw = reader.decompress(raw, MAX_DATA)
-            if reader.unconsumed_tail:
-                raise ValueError(f"its data is more than {MAX_DATA} bytes")
+    # A producer need not compress; RQ reads both, too.
+    raw = _unpacked(raw)
     if len(raw) > most:
         require_size(raw, model, most)
     try:
@@ -142,6 +136,13 @@ class ModelJob(Job):
         self.model_version: str | None = None
         self.error: ErrorRecord | None = None
         self.may_retry = True
+
+    def restore(self, raw_data: Any) -> None:
+        """Take on what a job's hash holds; data that is too large stays compressed, where RQ would fill the memory."""
+        super().restore({**raw_data, b"data": b""} if b"data" in raw_data else raw_data)
+        self.data = raw_data[b"data"]
+        with suppress(ValueError):
+            self.data = _unpacked(self.data)
 
     @property
     def model(self) -> str | None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 RESULTS = f"{RQ_KEY_PREFIX}:results:"
 BEGINNING = "0-0"
 """The id before that of any entry."""
+MAX_DATA = 64 * 1024 * 1024
+"""Bytes of JSON in one job at most, when decompressed: a bomb of some kilobytes would fill the memory."""
 SUCCESS, RETRIED = b"1", b"4"
 """Types of entries; the second is followed by another run, and ends nothing."""
 
@@ -72,9 +74,25 @@ def value_of(job_id: str, ended: Ended) -> Any:
     raise _failure(job_id, value, _traceback(ended.entry.get(b"exc_string", b"")))
 
 
+def unpacked(data: bytes) -> bytes:
+    """Return what RQ has compressed, or what nobody has.
+
+    Raises:
+        ValueError: it is more than `MAX_DATA` bytes.
+    """
+    # What begins as the list it must be is not compressed.
+    if not data.startswith(b"["):
+        with suppress(zlib.error):
+            reader = zlib.decompressobj()
+            data = reader.decompress(data, MAX_DATA)
+            if reader.unconsumed_tail:
+                raise ValueError(f"its data is more than {MAX_DATA} bytes")
+    return data
+
+
 def _traceback(packed: bytes) -> str:
-    with suppress(ValueError, zlib.error):
-        return zlib.decompress(base64.b64decode(packed)).decode(errors="replace")
+    with suppress(ValueError):
+        return unpacked(base64.b64decode(packed)).decode(errors="replace")
     return ""
 
 

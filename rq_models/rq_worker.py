@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import DataError, RedisError
 from redis.retry import Retry
 from rq.callbacks import execute_failure_callback
 from rq.exceptions import StopRequested
@@ -112,7 +112,8 @@ class RQWorker(Worker):
         except GivenUp:
             self.log.info("Worker %s: the end of job %s was written already", self.name, ending.taken.id)
         except Exception as error:
-            if isinstance(error, RedisError) and not is_about_one_key(error):
+            # What redis-py can't even send is this job's own fault.
+            if isinstance(error, RedisError) and not (isinstance(error, DataError) or is_about_one_key(error)):
                 raise
             # A key of this job's, or a bug; no repetition would mend it, and the other jobs wait.
             self.log.exception("Worker %s: job %s finished without what hangs on it", self.name, ending.taken.id)

@@ -74,7 +74,7 @@ class ModelSettings(BaseModel):
     max_queued: int | None = Field(default=None, ge=1)
     """Jobs that may wait; None is any number. Jobs that are run again come on top."""
     max_input_bytes: int = Field(default=16 << 20, ge=1, le=64 << 20)
-    """Of JSON. At most what is decompressed of any job, see `rq_models.jobs.MAX_DATA`."""
+    """Of JSON. At most what is decompressed of any job, see `rq_models.results.MAX_DATA`."""
     max_output_bytes: int = Field(default=16 << 20, ge=1, le=128 << 20)
     """Of JSON. At most half of a frame, see `rq_models.host.frames.MAX_FRAME`."""
     workers: int = Field(default=1, ge=1)
@@ -217,8 +217,13 @@ def check_url(url: str, where: str) -> None:
     try:
         parts = urlsplit(url)
         valid = parts.scheme in _SCHEMES and (parts.port is None or parts.port > 0)
+        # Else half of it would be taken for a host or a database, and shown.
+        rest = parts.path + parts.fragment + ("" if "=" in parts.query else parts.query)
+        unescaped = "@" in rest and parts.scheme != "unix"
     except ValueError:
-        valid = False
+        valid = unescaped = False
+    if unescaped:
+        raise ConfigurationError(f"{where} has a password with /, ? or # in it; write them as %2F, %3F and %23")
     if not valid:
         raise ConfigurationError(f'{where} is no Redis address; expected e.g. "{DEFAULT_URL}" (rediss:// for TLS)')
 

@@ -117,6 +117,7 @@ class Stable:
             # A failed import leaves half of itself in the process: each attempt gets a fresh one.
             self.drop()
             horse = self.horse = self.new_horse(self.model)
+            self._forget_kill()
             try:
                 card = horse.start().load(beat)
                 break
@@ -162,6 +163,7 @@ class Stable:
         """Let a horse that holds the model already take over, with the settings it was made of; between two batches."""
         assert horse.card is not None  # noqa: S101 - it holds the model
         former, self.horse, self.model = self.horse, horse, model
+        self._forget_kill()
         self._is_broken = False
         if former is not None:
             self._loads_of_former_horses += former.loads
@@ -176,7 +178,6 @@ class Stable:
         They go in together. What a death or a hang of the horse leaves undecided runs again, each alone if it can't be
         told whose fault it was: so only the guilty fail, and the innocent lose nothing.
         """
-        self._forget_kill()
         groups = [items]
         while groups and not self.closing.is_set():
             group = groups.pop(0)
@@ -258,7 +259,6 @@ class Stable:
     ) -> dict[str, Any] | ModelFault:
         """Return the horse's answer, or what it died of."""
         while not self.closing.is_set():
-            self._forget_kill()
             try:
                 horse = self.warm(beat)
             except ModelFault:

@@ -63,9 +63,10 @@ class Wait:
         timeout: seconds; None is for ever.
         queued: whether they are in Redis already; if not, say so by `Waiter.queued`.
         woken: the event that whoever waits clears and waits for; any thread may set it.
+        since: when the timeout has begun, by the monotonic clock; by default now.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - who waits for what, until when
         self,
         waiter: Waiter,
         jobs: Iterable[ClientJob],
@@ -73,9 +74,10 @@ class Wait:
         *,
         queued: bool = True,
         woken: Any = None,
+        since: float | None = None,
     ) -> None:
         self.timeout = timeout
-        self.deadline = math.inf if timeout is None else time.monotonic() + timeout
+        self.deadline = math.inf if timeout is None else (since or time.monotonic()) + timeout
         self.order = list(jobs)
         self.jobs = {job.id: job for job in self.order}
         self.pending = set(self.jobs)
@@ -123,11 +125,12 @@ class Waiter:
         self.watches: dict[str, _Watch] = {}
         self.reading = False
         self.pause = FIRST_PAUSE
+        self.silent_until = 0.0
+        """Until when nobody whose time is over need ask again: another has just got no answer."""
         # Re-entrant: an abandoned as_completed() may be cleared away by the garbage collector, at any moment.
         self._lock = threading.RLock()
         self._calling = threading.Lock()
         self._closed = False
-        self._connection = connection
         kwargs = get_connection_kwargs(connection)
         # Blocking reads outlive the pool's timeout; and they are repeated here, as long as anybody waits.
         kwargs.update(socket_timeout=LOOK_EVERY + STALL, max_connections=2, retry=Retry(NoBackoff(), 0))
@@ -293,7 +296,7 @@ class Waiter:
     def call(self) -> None:
         """End such a read at once; if that fails, it ends within a second by itself."""
         # One thread at a time, and so one connection, however many join at once; and whoever closes it comes last.
-        with suppress(redis_errors.RedisError), self._calling, self._connection.pipeline() as pipe:
+        with suppress(redis_errors.RedisError), self._calling, self.hasty.pipeline() as pipe:
             self.knock(pipe)
             pipe.execute()
 
@@ -328,12 +331,12 @@ class Waiter:
                         streams[RESULTS + job_id] = watch.since
                 seconds = min(self._next_look - time.monotonic(), LOOK_EVERY, limit)
             if job_ids:
-                seen = look(self._reader, job_ids)
+                seen = look(self._reader if limit > LOOK_EVERY + STALL else self.hasty, job_ids)
                 with self._lock:
                     self._looked(seen)
             else:
                 self._read(streams, seconds, wait, command)
-            self.pause = FIRST_PAUSE
+            self.pause, self.silent_until = FIRST_PAUSE, 0.0
         except UNREACHABLE as error:
             if command or isinstance(error, FATAL):
                 raise

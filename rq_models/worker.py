@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 from rq.command import parse_payload
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
 from rq.exceptions import StopRequested
-from rq.job import JobStatus
+from rq.job import JOB_ID_PATTERN, JobStatus
 from rq.job_lifecycle import call_exception_handlers
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
@@ -431,7 +431,8 @@ class ModelWorker(RQWorker):
         entries = self.ledger.jobs()
         for entry in entries or ():
             if isinstance(entry, str):
-                self.log.warning("Worker %s: queue entry %.100s has no job, dropped", self.name, entry)
+                why = "has no job" if JOB_ID_PATTERN.fullmatch(entry) else "is no job id, see RQ's rules"
+                self.log.warning("Worker %s: queue entry %.100s %s, dropped", self.name, entry, why)
         return None if entries is None else [entry for entry in entries if isinstance(entry, Taken)]
 
     def _look_ahead(self) -> None:

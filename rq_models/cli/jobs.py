@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -19,7 +18,7 @@ from rq_models.errors import InvalidJob, JobNotFound, RqModelsError, from_record
 from rq_models.horse import Horse, Interrupted, Item
 from rq_models.jobs import FUNCTION_PREFIX, ModelJob
 from rq_models.registry import read_models
-from rq_models.results import RESULTS, Ended, value_of
+from rq_models.results import RESULTS, Ended, unpacked, value_of
 from rq_models.scoring.runs import BULK, STEP
 
 if TYPE_CHECKING:
@@ -71,8 +70,8 @@ def _text(fields: dict[bytes, bytes]) -> dict[str, str]:
 
 def _call(data: bytes) -> tuple[str | None, Any]:
     """Return the model and the input of a prediction, or twice None for any other job."""
-    with suppress(zlib.error):
-        data = zlib.decompress(data)
+    with suppress(ValueError):
+        data = unpacked(data)
     with suppress(ValueError, TypeError, AttributeError, RecursionError):
         function, instance, args, _ = json.loads(data)
         if instance is None and function.startswith(FUNCTION_PREFIX) and len(args) == 1:

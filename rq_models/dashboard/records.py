@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from rq_models.errors import RqModelsError
-from rq_models.results import RESULTS, judge, value_of
+from rq_models.results import RESULTS, judge, unpacked, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,7 +34,11 @@ class StoredJob(Job):
     def restore(self, raw_data: Any) -> None:
         """Take over the stored hash, or raise InvalidJobOperation: it could not be written back unharmed."""
         try:
-            super().restore(raw_data)
+            # RQ would unpack it, however large it becomes.
+            super().restore({**raw_data, b"data": b""})
+            self.data = raw_data[b"data"]
+            with suppress(ValueError):
+                self.data = unpacked(self.data)
         except Exception as error:
             raise InvalidJobOperation(f"job {self.id} is not as this version of RQ writes it") from error
 
@@ -103,8 +106,8 @@ def page_of_jobs(  # noqa: PLR0913, PLR0917 - rq-dashboard calls it with these
 def _shown(job_id: str, fields: dict[bytes, bytes], entries: list[tuple[bytes, dict[bytes, bytes]]]) -> dict[str, Any]:
     text = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in fields.items()}
     data = fields.get(b"data", b"")
-    with suppress(zlib.error):
-        data = zlib.decompress(data)
+    with suppress(ValueError):
+        data = unpacked(data)
     description = text.get("description", "")
     if not isinstance(_parsed(data), list):  # what it calls is not stored as JSON
         description = f"[foreign job] {description}".rstrip()

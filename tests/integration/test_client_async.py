@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from rq_models import (
     NoWorker,
     UnknownModel,
 )
+from rq_models.client import CONNECTIONS
 from rq_models.waiting import Waiter
 
 GOOD = {"petal_width": 0.2}
@@ -118,7 +120,8 @@ def test_many_tasks_wait_on_one_connection(run, worker, connection):
         for _ in predicting:
             await work(worker.echo)
         assert await asyncio.gather(*predicting) == [GOOD] * 100
-        assert connections() <= 8 + 2
+        # Those of the threads, the one that reads, and the one that calls it.
+        assert connections() <= CONNECTIONS + 3
 
     run(body)
 
@@ -201,6 +204,38 @@ def test_a_cancelled_prediction_is_taken_back_from_the_queue(run, connection):
             assert connection.llen("rq:queue:iris") == 0
             with pytest.raises(JobCancelled):
                 await (await client.job(give_up)).wait()
+
+    run(body)
+
+
+def test_a_job_that_somebody_else_has_enqueued_is_not_taken_back(run, worker):
+    async def body(client):
+        first = await client.enqueue("iris", GOOD, job_id="shared")
+        with pytest.raises(TimeoutError):
+            await client.predict("iris", GOOD, timeout=0.05, job_id="shared")
+        worker.finish(worker.take(), "there")
+        assert await first.wait(30) == "there"
+
+    run(body)
+
+
+def test_calls_that_nobody_has_begun_end_in_time(run, connection):
+    async def body(client):
+        # As many as there are threads are patient with a server that is away.
+        back = threading.Event()
+        patient = [client._threads.submit(back.wait) for _ in range(CONNECTIONS)]
+        try:
+            with pytest.raises(TimeoutError, match=r"nothing was enqueued within 0.05 s: Redis does not answer"):
+                await client.predict("iris", GOOD, timeout=0.05)
+            enqueueing = asyncio.create_task(client.enqueue("iris", GOOD))
+            await asyncio.sleep(0)
+            enqueueing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await enqueueing
+            assert not any(one.done() for one in patient)
+        finally:
+            back.set()
+        assert connection.llen("rq:queue:iris") == 0
 
     run(body)
 

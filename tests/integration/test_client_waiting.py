@@ -297,6 +297,14 @@ def test_a_prediction_given_up_is_taken_back_from_the_queue(client, connection, 
     assert 0 < connection.ttl("rq:job:late") <= 3600
 
 
+def test_a_job_that_somebody_else_has_enqueued_is_not_taken_back(client, connection, worker):
+    first = client.enqueue("iris", GOOD, job_id="shared")
+    with pytest.raises(TimeoutError):
+        client.predict("iris", GOOD, timeout=0.05, job_id="shared")
+    worker.finish(worker.take(), "there")
+    assert first.wait(timeout=30) == "there"
+
+
 def test_a_prediction_given_up_while_it_runs_goes_on(client, worker, threads):
     waiting = threads.submit(client.predict, "iris", GOOD, timeout=1, job_id="running")
     taken = worker.take()

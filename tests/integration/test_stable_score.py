@@ -362,6 +362,8 @@ def test_a_stop_of_another_job_leaves_it_alone(yard):
 
     def stop() -> None:
         wait_until((yard.root / "holds").exists, "the model holds")
+        # The model may be faster than this process.
+        wait_until(lambda: yard.stable.running == ("job",), "it is known what it holds for")
         (yard.root / "go").touch()
         yard.stable.stop("another")
         assert yard.stable.running == ("job",)

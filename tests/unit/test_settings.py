@@ -144,6 +144,8 @@ def test_the_file_named_is_the_one_whose_value_counts(folder: Path) -> None:
         ("redis_urll = 'x'", "redis_urll: unknown key; did you mean 'redis_url'?"),
         ("root = 'x'", "unknown key 'root'"),
         ("redis_url = 'localhost'", "redis_url is no Redis address"),
+        ("redis_url = 'redis://:2024/word@host:6379/0'", "redis_url has a password with /, ? or # in it"),
+        ("redis_url = 'redis://to#ken@host'", "write them as %2F, %3F and %23"),
         ("redis_url = ", "not TOML"),
         ("[models.'a b']\nclass = 'a:B'", "'a b'"),
         ("[models.'a.b']\nclass = 'a:B'", "letters, digits, '_' and '-'"),
