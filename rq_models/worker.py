@@ -313,8 +313,8 @@ class ModelWorker(RQWorker):
             self._recover_if_due()
             self.maintain_if_due()
             self.succession.tend(self._beat_beside)
+            self._asked_at = time.monotonic()
             if not self.ledger.asked:
-                self._asked_at = time.monotonic()
                 size, warm = self._batch_size, self.stable.is_warm
                 self.ledger.ask_for_jobs(size, self.model.max_batch_bytes, RUN_TTL, PEEK, suspect=warm)
         except RedisError as error:
