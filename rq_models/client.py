@@ -214,7 +214,10 @@ class Client:
         return self.job(job.id) if known and "job_id" in options else job
 
     def enqueue_many(self, model: str, rows: Iterable[Any], **options: Unpack[ManyOptions]) -> list[ClientJob]:
-        """Enqueue a prediction for each row, all of them or, if one is refused, none; see `enqueue`."""
+        """Enqueue a prediction for each row, all of them or, if one is refused, none; see `enqueue`.
+
+        They go by the `PER_SCRIPT`: an error of Redis in the middle of more may leave the first ones queued.
+        """
         jobs = self._prepare(model, rows, options)
         self._submit(jobs, options)
         return jobs
