@@ -206,7 +206,7 @@ def test_a_step_of_which_too_many_workers_die_ends_its_run(steady, project, star
 
     with pytest.raises(RunFailed, match=f"10 workers died while they did step {run.id}-1-0; it may take more memory"):
         run.wait(60)
-    assert chunk(run, connection).get_status() == JobStatus.FAILED
+    wait_until(lambda: chunk(run, connection).get_status() == JobStatus.FAILED, "its job has ended, too")
     steady.check(steady.begin(client))
 
 
