@@ -16,7 +16,7 @@ EXIT_CODES: dict[int, tuple[str, tuple[type[BaseException], ...]]] = {
     2: ("wrong command line", (click.UsageError,)),
     3: ("wrong configuration, or a missing extra", (errors.ConfigurationError,)),
     4: (
-        "the input does not fit the model or is not JSON; score can't do what is asked",
+        "the input does not fit the model or is not JSON; what score is asked does not go with what was begun",
         (errors.InvalidInput, errors.InvalidJob, errors.InvalidRun),
     ),
     5: ("no such model, or nobody serves it", (errors.UnknownModel, errors.NoWorker)),
@@ -24,7 +24,10 @@ EXIT_CODES: dict[int, tuple[str, tuple[type[BaseException], ...]]] = {
     7: ("no result yet when the wait ended", (TimeoutError,)),
     8: ("Redis does not answer, refuses, or something else holds its port", (RedisError, ServerUnavailable)),
     9: ("no such job or run; it may have expired", (errors.JobNotFound, errors.UnknownRun)),
-    10: ("the job was lost, cancelled or not accepted; the run failed or was cancelled", (errors.RqModelsError,)),
+    10: (
+        "the job was lost, cancelled or not accepted; the run failed, by its file say, or was cancelled",
+        (errors.RqModelsError,),
+    ),
     130: ("interrupted by Ctrl-C", (KeyboardInterrupt, click.Abort)),
 }
 
@@ -48,6 +51,8 @@ def explain(error: BaseException, where: str | None) -> tuple[int, str]:
         text = ""
     elif not isinstance(error, errors.RqModelsError | click.ClickException | OSError):
         text = f"unexpected {type(error).__name__}; for the traceback, run it again with RQ_MODELS_DEBUG=1"
+    if isinstance(error, errors.ModelError) and error.type:
+        text = f"the model raised {text}" + (f"; see rq-models job {error.job_id}" if error.job_id else "")
     return code, one_line(text)
 
 

@@ -83,7 +83,8 @@ def located(address: str) -> tuple[Any, str]:
         try:
             store, path = fsspec.url_to_fs(address)
         except (ImportError, ValueError) as error:
-            raise BadFile(address, " ".join(str(error).split())) from error
+            where = ", where the workers are" if isinstance(error, ImportError) else ""
+            raise BadFile(address, " ".join(str(error).split()) + where) from error
         # What was listed before may have been replaced since, by another worker.
         store.invalidate_cache()
         return store, path

@@ -261,7 +261,7 @@ def begin(connection: Redis, asked: Asked, *, restart: bool) -> str:
     if state == b"conflict":
         raise RunConflict(_differences(_asked(before), asked, run))
     if state == b"finished":
-        again = "--overwrite (overwrite=True) scores the file again"
+        again = "--overwrite (overwrite=True) makes it again, also if it is gone"
         raise RunConflict(f"run {run} has made {shown(asked.output)} already; {again}")
     if former is not None and not former.progress.is_over:
         clear(connection, former)
@@ -306,7 +306,9 @@ def _differences(before: Asked, asked: Asked, run: str) -> str:
 
 
 def _told(value: Any) -> str:
-    return repr(shown(value) if isinstance(value, str) else value)
+    if isinstance(value, tuple):
+        return ",".join(value) or "none"
+    return "not given" if value is None else shown(str(value))
 
 
 def shown(text: str) -> str:

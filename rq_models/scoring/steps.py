@@ -53,7 +53,7 @@ def plan(scorer: Scorer, record: Record, taken: Taken) -> None:
     else:
         plan = Plan.of(record.plan)
         with scorer.attended():
-            _require_same("input", asked.input, plan.fingerprint, scorer.aside(files.fingerprint, asked.input))
+            _require_same(f"the input {asked.input}", plan.fingerprint, scorer.aside(files.fingerprint, asked.input))
             _require_version(scorer, record, plan.version, leases=0)
         _require_few_failed(record)
         if not scorer.tell(partial(runs.keep_plan, scorer.connection, taken, record)):
@@ -200,12 +200,12 @@ def chunk(scorer: Scorer, record: Record, taken: Taken, number: int) -> None:
     address = f"{parts.parts_folder(asked.output, plan.folder)}/{name}"
     fingerprint = partial(scorer.aside, files.fingerprint, asked.input)
     with scorer.attended():
-        _require_same("input", asked.input, plan.fingerprint, fingerprint())
+        _require_same(f"the input {asked.input}", plan.fingerprint, fingerprint())
         layout = parts.Layout.loads(plan.layout)
         writer = scorer.aside(parts.PartWriter, address, formats.format_of(asked.output), layout)
         try:
             _predict(scorer, record, plan, plan.pieces[number], writer)
-            _require_same("input", asked.input, plan.fingerprint, fingerprint())
+            _require_same(f"the input {asked.input}", plan.fingerprint, fingerprint())
             scorer.aside(writer.close)
         except BaseException:
             scorer.settle()
@@ -327,10 +327,10 @@ def _next_question(
     return part, question, b"".join(data for _, data in pairs)
 
 
-def _require_same(what: str, whose: str, before: str, now_: str) -> None:
+def _require_same(what: str, before: str, now_: str) -> None:
     if before != now_:
-        whose = runs.shown(whose)
-        raise InvalidRun(f"the {what} of {whose} has changed since the run began; --restart (restart=True) starts over")
+        changed = f"{runs.shown(what)} has changed since the run began"
+        raise InvalidRun(f"{changed}; --restart (restart=True) starts over")
 
 
 def _require_version(scorer: Scorer, record: Record, version: str, *, leases: float) -> None:
@@ -348,7 +348,7 @@ def _require_version(scorer: Scorer, record: Record, version: str, *, leases: fl
     if any(one.state != "warm" or (one.version or "") == version for one in serving):
         scorer.missed_since.pop(attempt, None)
     elif time.monotonic() - scorer.missed_since.setdefault(attempt, time.monotonic()) >= leases * scorer.model().lease:
-        _require_same("model's version", model, version, scorer.version())
+        _require_same(f"the version of model {model}", version, scorer.version())
     raise OtherVersion
 
 

@@ -172,7 +172,8 @@ def test_replay_runs_a_failed_input_again_here(run, connection: Redis, served: s
     lines = result.stderr.splitlines()
     assert "predicting -1.0" in lines
     assert any("in predict" in line for line in lines)
-    assert lines[-1] == "rq-models: ArithmeticError: no roots of negative numbers"
+    said = f"the model raised ArithmeticError: no roots of negative numbers; see rq-models job {job_id}"
+    assert lines[-1] == f"rq-models: {said}"
     assert connection.hgetall(f"rq:job:{job_id}") == before
 
 

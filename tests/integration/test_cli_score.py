@@ -314,7 +314,7 @@ def test_restart_is_asked_for(served, run, connection: Redis):
 
     refused = run("score", "iris", "/data/in.csv", "/data/out.csv", "--detach")
     assert refused.exit_code == 4
-    assert "input was '/data/other.csv' and is '/data/in.csv'; --restart" in refused.stderr
+    assert "input was /data/other.csv and is /data/in.csv; --restart" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
 
     result = run("score", "iris", "/data/in.csv", "/data/out.csv", "--detach", "--restart")

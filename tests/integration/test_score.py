@@ -168,7 +168,7 @@ def test_a_run_whose_version_no_worker_has_ends_with_a_sentence(steady, project,
 
     steady.set_version("2")
     second = start_worker(project, "steady")
-    with pytest.raises(RunFailed, match="the model's version of steady has changed since the run began; --restart"):
+    with pytest.raises(RunFailed, match="the version of model steady has changed since the run began; --restart"):
         run.wait(60)
     assert connection.llen("rq:queue:steady.bulk") == 0
 
@@ -326,11 +326,11 @@ def test_a_changed_input_or_version_is_refused(steady, project, start_worker, cl
     assert run.cancel()
     steady.release()
 
-    with pytest.raises(RunConflict, match="slice_rows was 10 and is None"):
+    with pytest.raises(RunConflict, match="slice_rows was 10 and is not given"):
         client.score("steady", steady.source, steady.output)
     content = steady.source.read_text()
     steady.source.write_text(f"{content}7\n")
-    with pytest.raises(RunFailed, match=r"the input of .*rows.csv has changed since the run began; --restart"):
+    with pytest.raises(RunFailed, match=r"the input /.*rows.csv has changed since the run began; --restart"):
         steady.begin(client).wait(60)
 
     assert worker.stop() == 0

@@ -66,8 +66,12 @@ def test_every_error_of_ours_has_a_code() -> None:
 
 
 def test_the_models_own_type_is_named_once() -> None:
-    assert explain(errors.ModelError("no roots", type="ArithmeticError"), None)[1] == "ArithmeticError: no roots"
-    assert explain(errors.ModelError("KeyError: 'x'", type="KeyError"), None)[1] == "KeyError: 'x'"
+    assert explain(errors.ModelError("no roots", type="ArithmeticError"), None)[1] == (
+        "the model raised ArithmeticError: no roots"
+    )
+    assert explain(errors.ModelError("KeyError: 'x'", type="KeyError", job_id="j"), None)[1] == (
+        "the model raised KeyError: 'x'; see rq-models job j"
+    )
 
 
 def test_help_names_every_code() -> None:
