@@ -102,7 +102,8 @@ def test_the_models_own_failure(served, predict) -> None:
     result = predict("iris", '{"petal_width": -1}')
 
     assert result.exit_code == 6
-    assert result.stderr == "rq-models: ValueError: no such petal\n"
+    assert result.stderr.startswith("rq-models: the model raised ValueError: no such petal; see rq-models job ")
+    assert result.stderr.count("\n") == 1
 
 
 def test_no_result_in_time(served, predict) -> None:
