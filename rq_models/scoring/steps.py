@@ -36,7 +36,7 @@ _MOST_CHUNK_ROWS = 500_000
 _MOST_BYTES = 1 << 22
 """Of a slice: some of them are in memory at a time."""
 _SAMPLE_ROWS = 2 * _MOST_ROWS
-_LEASES = 3
+_LEASES = 6
 """Leases for which a run waits for a worker that has its version of the model, while there are others only."""
 _AHEAD = 3
 """Slices that are read before the model is ready for them, and that may wait to be written."""
