@@ -192,11 +192,15 @@ class AsyncClient:
 
     async def _in_time(self, call: Callable[[], T], timeout: float | None, began: float) -> T:
         """Do it in a thread, unless the time is over before."""
+        left = None if timeout is None else timeout - (time.monotonic() - began)
         try:
-            async with asyncio.timeout(None if timeout is None else timeout - (time.monotonic() - began)):
+            async with asyncio.timeout(left) as limit:
                 return await self._thread(call)
         except TimeoutError:
-            raise TimeoutError(f"nothing was enqueued within {timeout:g} s: Redis does not answer") from None
+            if not limit.expired():
+                # The call's own.
+                raise
+            raise TimeoutError(f"not known to be enqueued within {timeout:g} s: Redis does not answer") from None
 
     async def _predict(
         self, jobs: list[ClientJob], timeout: float | None, options: ManyOptions, began: float

@@ -225,16 +225,30 @@ def test_calls_that_nobody_has_begun_end_in_time(run, connection):
         back = threading.Event()
         patient = [client._threads.submit(back.wait) for _ in range(CONNECTIONS)]
         try:
-            with pytest.raises(TimeoutError, match=r"nothing was enqueued within 0.05 s: Redis does not answer"):
+            with pytest.raises(TimeoutError, match=r"not known to be enqueued within 0.05 s: Redis does not answer"):
                 await client.predict("iris", GOOD, timeout=0.05)
             enqueueing = asyncio.create_task(client.enqueue("iris", GOOD))
-            await asyncio.sleep(0)
+            await until(lambda: client._threads._work_queue.qsize() == 1, "it waits for a thread")
             enqueueing.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await enqueueing
             assert not any(one.done() for one in patient)
         finally:
             back.set()
+        assert connection.llen("rq:queue:iris") == 0
+
+    run(body)
+
+
+def test_a_timeout_of_the_callers_own_rows_is_not_ours(run, connection):
+    def rows():
+        yield GOOD
+        raise TimeoutError("the database is slow")
+
+    async def body(client):
+        for timeout in (None, 30):
+            with pytest.raises(TimeoutError, match="the database is slow"):
+                await client.predict_many("iris", rows(), timeout=timeout)
         assert connection.llen("rq:queue:iris") == 0
 
     run(body)
