@@ -359,13 +359,12 @@ def merge(  # noqa: PLR0913 - what, from where, to where
             lost = f"{part.size} bytes were written and {found} are there; --restart (restart=True) starts over"
             raise BadFile(part.address, lost)
         beat()
+    rows = sum(part.rows for part in parts)
     _merge_errors(parts, errors_address(output), aside, beat)
     with told(output), Draft(output, aside) as draft:
         if form.name == "parquet":
-            group = _GROUP
-            while group > 1 and group * row_bytes > _GROUP_BYTES:
-                group //= 2
-            return _merge_rows([part.address for part in parts], draft, columns.schema, group, beat)
+            _merge_rows(parts, draft, columns.schema, row_bytes, beat)
+            return rows
         file: Any = draft
         if form.gzip:
             # Without a time in it, so that the same rows make the same bytes.
@@ -379,15 +378,20 @@ def merge(  # noqa: PLR0913 - what, from where, to where
                     beat()
         if file is not draft:
             file.close()
-    return sum(part.rows for part in parts)
+    return rows
 
 
-def _merge_rows(addresses: Iterable[str], draft: Draft, schema: pa.Schema, group: int, beat: Callable[[], None]) -> int:
-    """Write all rows as Parquet, in groups of so many; return how many they are."""
+def _merge_rows(
+    parts: Sequence[Part], draft: Draft, schema: pa.Schema, row_bytes: float, beat: Callable[[], None]
+) -> None:
+    """Write all rows as Parquet, in groups of the same number."""
+    group = _GROUP
+    while group > 1 and group * row_bytes > _GROUP_BYTES:
+        group //= 2
     total, waiting, have = 0, [], 0
     with parquet.ParquetWriter(pa.PythonFile(draft, mode="w"), schema) as writer:
-        for address in addresses:
-            with told(address), closing(opened(address)) as file, pa.ipc.open_stream(file) as stream:
+        for part in parts:
+            with told(part.address), closing(opened(part.address)) as file, pa.ipc.open_stream(file) as stream:
                 for batch in stream:
                     waiting.append(batch)
                     have += batch.num_rows
@@ -400,7 +404,11 @@ def _merge_rows(addresses: Iterable[str], draft: Draft, schema: pa.Schema, group
                     beat()
         if have:
             writer.write_table(pa.Table.from_batches(waiting).combine_chunks())
-    return total + have
+    rows = sum(part.rows for part in parts)
+    if total + have != rows:
+        # Before it appears.
+        lost = f"its parts have {total + have} rows, not {rows}; --restart (restart=True) starts over"
+        raise BadFile(draft.address, lost)
 
 
 def _merge_errors(parts: Sequence[Part], output: str, aside: str, beat: Callable[[], None]) -> None:

@@ -278,16 +278,12 @@ def merge(scorer: Scorer, record: Record, taken: Taken) -> None:
         done = scorer.tell(partial(runs.parts, scorer.connection, record.id))
         found = [done[number] for number in range(len(plan.pieces))]
         order = [parts.Part(f"{folder}/{one['part']}", one["rows"], one["failed"], one["size"]) for one in found]
+        rows = sum(part.rows for part in order)
+        # Parquet is the only format that says how many it has.
+        if formats.format_of(asked.input).name == "parquet" and rows != plan.rows:
+            raise InvalidRun(f"{plan.rows} rows are there and {rows} were read; --restart (restart=True) starts over")
         merge_of = partial(parts.merge, row_bytes=plan.row_bytes, beat=scorer.pulse)
-        rows = scorer.aside(merge_of, order, asked.output, layout, folder)
-        read = sum(part.rows for part in order)
-        if formats.format_of(asked.input).name == "parquet":
-            # The only format that says it.
-            read = plan.rows
-        if rows != read:
-            raise InvalidRun(
-                f"{read} rows were to be read and {rows} were written; --restart (restart=True) starts over"
-            )
+        scorer.aside(merge_of, order, asked.output, layout, folder)
         scorer.tell(partial(runs.end, scorer.connection, record, "finished", by=taken))
         # It may have been cancelled in the last moment, and then goes on from its parts.
         if scorer.tell(partial(runs.read, scorer.connection, record.id)).progress.state == "finished":

@@ -312,6 +312,18 @@ def test_a_part_that_is_not_what_was_written_is_refused(tmp_path):
     assert not Path(output).exists()
 
 
+def test_an_output_that_lacks_rows_does_not_appear(tmp_path):
+    output = str(tmp_path / "out.parquet")
+    columns = layout(found(), [], [{"name": "y", "kind": "f8"}])
+    writer = PartWriter(str(tmp_path / "part"), format_of(output), columns)
+    column, data = floats(1, 2)
+    writer.write(Slice(2, {}, []), [column], data, [])
+    writer.close()
+    with pytest.raises(BadFile, match="its parts have 2 rows, not 3; --restart"):
+        merge([Part(str(tmp_path / "part"), 3, 0, writer.size)], output, columns, str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]
+
+
 def test_wide_rows_make_small_groups(tmp_path):
     output = str(tmp_path / "out.parquet")
     columns = layout(found(), [], [{"name": "y", "kind": "f8"}])
