@@ -319,9 +319,8 @@ class ModelWorker(RQWorker):
                 self.ledger.ask_for_jobs(size, self.model.max_batch_bytes, RUN_TTL, PEEK, suspect=warm)
         except RedisError as error:
             # There is nobody to serve; the file goes on.
-            self._next_recovery = 0.0
             self._serves_from = time.monotonic() + _SERVED
-            self.log.warning("Worker %s: %s", self.name, explain(error, place(self.connection)))
+            self._note_outage(error)
 
     def work_once(self, limit: int, wait: float = 0) -> int:
         """Take up to `limit` jobs of what there is, run them, and return how many.
@@ -633,9 +632,7 @@ class ModelWorker(RQWorker):
                 # This batch has just begun; of the one before, which may have ended, no run must beat any more.
                 self.heartbeat_if_due()
         except RedisError as error:
-            self._next_recovery = 0.0
-            said = explain(error, place(self.connection))
-            self.log.warning("Worker %s: no heartbeat: %s", self.name, said)
+            self._note_outage(error, "no heartbeat: ")
         else:
             self._beat_beside()
 
@@ -655,9 +652,12 @@ class ModelWorker(RQWorker):
                 if is_there:
                     self.maintain_heartbeats(taken.job, taken.execution)
         except RedisError as error:
-            self._next_recovery = 0.0
-            said = explain(error, place(self.connection))
-            self.log.warning("Worker %s: no heartbeat: %s", self.name, said)
+            self._note_outage(error, "no heartbeat: ")
+
+    def _note_outage(self, error: RedisError, what: str = "") -> None:
+        # What an answer that was lost gave to this worker is looked for as soon as may be.
+        self._next_recovery = 0.0
+        self.log.warning("Worker %s: %s%s", self.name, what, explain(error, place(self.connection)))
 
     def _adopt(self, settings: Settings) -> None:
         """Go by these settings from now on; the address and the lease are those of the start."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from rq import Queue, Worker
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job
-from rq.serializers import JSONSerializer
 
 from rq_models.errors import RqModelsError
+from rq_models.jobs import ModelJob
 from rq_models.results import RESULTS, judge, unpacked, value_of
 
 if TYPE_CHECKING:
@@ -23,22 +23,18 @@ NOT_JSON = "(not JSON: not opened here)"
 _SHOWN_AS_STORED = ("created_at", "enqueued_at", "started_at", "ended_at", "attempts")
 
 
-class StoredJob(Job):
+class StoredJob(ModelJob):
     """A job that is deleted or requeued, and never run: its data stay as they are."""
 
     def __init__(self, id: str | None = None, connection: Any = None, serializer: Any = None) -> None:  # noqa: A002, ARG002 - RQ's signature
-        super().__init__(None, connection=connection, serializer=JSONSerializer)
+        super().__init__(None, connection=connection)
         # RQ refuses ids that other applications have, with dots for example; here they are only looked up.
         self._id = id
 
     def restore(self, raw_data: Any) -> None:
         """Take over the stored hash, or raise InvalidJobOperation: it could not be written back unharmed."""
         try:
-            # RQ would unpack it, however large it becomes.
-            super().restore({**raw_data, b"data": b""})
-            self.data = raw_data[b"data"]
-            with suppress(ValueError):
-                self.data = unpacked(self.data)
+            super().restore(raw_data)
         except Exception as error:
             raise InvalidJobOperation(f"job {self.id} is not as this version of RQ writes it") from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,8 +140,7 @@ def test_a_chunk_that_meets_another_version_goes_back(steady, project, start_wor
     first = start_worker(project, "steady")
     run = steady.begin(client)
     steady.wait_until_held(10)
-    os.kill(first.pid, signal.SIGKILL)
-    first.process.wait(30)
+    first.stop(signal.SIGKILL)
 
     steady.set_version("2")
     second = start_worker(project, "steady")
@@ -162,8 +160,7 @@ def test_a_run_whose_version_no_worker_has_ends_with_a_sentence(steady, project,
     first = start_worker(project, "steady")
     run = steady.begin(client)
     steady.wait_until_held(10)
-    first.process.kill()
-    first.process.wait(30)
+    first.stop(signal.SIGKILL)
     steady.release()
 
     steady.set_version("2")
@@ -198,8 +195,7 @@ def test_a_step_of_which_too_many_workers_die_ends_its_run(steady, project, star
     run = steady.begin(client)
     steady.wait_until_held(10)
     connection.hset(chunk(run, connection).key, "deaths", 9)
-    worker.process.kill()
-    worker.process.wait(30)
+    worker.stop(signal.SIGKILL)
     steady.release()
 
     start_worker(project, "steady")
