@@ -284,7 +284,11 @@ class ModelWorker(RQWorker):
         """Run the steps of scoring runs that wait, and single predictions between; return how many steps."""
         done = 0
         try:
-            while not self._stop_requested and (burst or self.scorer.is_due) and self.scorer.work_once():
+            while not self._stop_requested and (burst or self.scorer.is_due):
+                # Whoever waits for a prediction that has ended does not wait for a step as well.
+                self._flush()
+                if not self.scorer.work_once():
+                    break
                 done += 1
                 self._serve()
         finally:
@@ -337,11 +341,13 @@ class ModelWorker(RQWorker):
         if not taken:
             return 0
         began = self._flushed = time.monotonic()
+        left = len(taken)
         try:
             for endings in self.predict(taken):
                 self._ended += endings
-                # What is ready does not wait for the slow ones behind it.
-                if time.monotonic() - self._flushed > _SLICE:
+                left -= len(endings)
+                # What is ready does not wait for the slow ones behind it; the last go when the horse is busy again.
+                if left and time.monotonic() - self._flushed > _SLICE:
                     # With the server away they wait for the end; what is being predicted goes on.
                     with suppress(RedisError):
                         self._flush()

@@ -135,6 +135,22 @@ def test_a_prediction_overtakes_between_two_slices(steady, project, start_worker
     assert run.cancel()
 
 
+def test_a_prediction_that_has_ended_does_not_wait_for_a_slice(steady, project, start_worker, client):
+    start_worker(project, "steady")
+    assert client.enqueue("steady", {"n": 2}).wait(60) == {"square": 4}
+    steady.hold()
+    job = client.enqueue("steady", {"n": -1})
+    steady.wait_until_held(-1)
+    run = steady.begin(client)
+    steady.let_go(-1)
+    steady.wait_until_held(0)
+
+    assert job.wait(20) == {"square": 1}
+
+    assert run.cancel()
+    steady.release()
+
+
 def test_a_chunk_that_meets_another_version_goes_back(steady, project, start_worker, client, connection):
     steady.hold(0)
     first = start_worker(project, "steady")
