@@ -76,10 +76,15 @@ def matrix(plan: Plan) -> dict[str, float]:
     rows: list[dict[str, Any]] = [{"x": [n % 7, n % 5, n % 3, 1.0]} for n in range(batches * ROWS)]
     model = Matmul()
     model.predict_batch(rows[:ROWS])
-    began = time.perf_counter()
-    for start in range(0, len(rows), ROWS):
-        model.predict_batch(rows[start : start + ROWS])
-    loop = time.perf_counter() - began
+
+    def plain_loop() -> float:
+        began = time.perf_counter()
+        for start in range(0, len(rows), ROWS):
+            model.predict_batch(rows[start : start + ROWS])
+        return time.perf_counter() - began
+
+    # Before and after: what the machine gives changes within seconds.
+    loop = plain_loop()
     with Ground.prepared() as ground, Client(f"{ground.url}/0", check_model=False, check_worker=False) as client:
         first = client.enqueue("matmul", rows[0])
         worker = ground.start(*RQ_MODELS, "worker", "matmul")
@@ -90,6 +95,7 @@ def matrix(plan: Plan) -> dict[str, float]:
         all_done = lambda: ground.connection.zcard("rq:finished:matmul") > len(rows)  # noqa: E731 - it is said here
         wait_until(all_done, "the batches are done", DRAIN_LIMIT)
         drain = time.perf_counter() - began
+    loop = (loop + plain_loop()) / 2
     return {
         "batch_ms": 1000 * loop / batches,
         "loop": len(rows) / loop,
