@@ -75,6 +75,9 @@ def serve(settings: Settings, program: Path) -> NoReturn:
         f"databases {max(16, address.get('db', 0) + 1)}",
         "appendonly yes",
         "appendfsync everysec",
+        # A prediction leaves 4 kB in the file that are soon worth nothing. By default it would be written anew, by a
+        # fork that takes a core, every few seconds under load.
+        "auto-aof-rewrite-min-size 256mb",
         'save ""',
         "maxmemory-policy noeviction",
         # A result stream holds one entry; preallocating 4 kB for each is what most of a finished job would cost.

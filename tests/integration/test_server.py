@@ -59,12 +59,13 @@ def serve(spawn: Spawn, project: Project) -> Iterator[Callable[[str], tuple[Runn
 def test_it_is_configured_for_queues_and_replaces_the_command(serve, port: int, project: Project) -> None:
     process, client = serve(f"redis://127.0.0.1:{port}/0")
 
-    names = ("appendonly", "save", "maxmemory-policy", "stream-node-max-bytes", "bind", "port")
+    names = ("appendonly", "save", "maxmemory-policy", "stream-node-max-bytes", "auto-aof-rewrite-min-size", "bind", "port")
     assert client.config_get(*names) == {
         "appendonly": "yes",
         "save": "",
         "maxmemory-policy": "noeviction",
         "stream-node-max-bytes": "512",
+        "auto-aof-rewrite-min-size": str(256 << 20),
         "bind": "127.0.0.1",
         "port": str(port),
     }
