@@ -96,6 +96,8 @@ class Horse:
         """How many items it has decided."""
         self.running: tuple[str, ...] = ()
         """Ids of the jobs that the model works on just now: one, or a batch."""
+        self.left: list[Item] = []
+        """What it has been given and not decided."""
         self._model = model
         self._root = root
         self._log = log
@@ -103,6 +105,7 @@ class Horse:
         self._output_lock = threading.Lock()
         self._exited = threading.Event()
         self._next_beat = 0.0
+        self._has_tickets = False
         self._broke = ""
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -117,6 +120,11 @@ class Horse:
         return self._process is not None and not self._exited.is_set()
 
     @property
+    def predicts_together(self) -> bool:
+        """Whether it predicts several items by one call of the model."""
+        return self.card is not None and self.card["batch"] and self._model.max_batch_size > 1
+
+    @property
     def tail(self) -> str:
         """The last 4 KB that the model printed."""
         return self._tail.decode(errors="replace")
@@ -129,22 +137,25 @@ class Horse:
         """
         ours, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
+        self._tickets, self._ticket_office = os.pipe()
+        os.set_blocking(self._tickets, False)
         self._wake, wake = socket.socketpair()
+        inherited = (theirs.fileno(), lifeline, self._tickets)
         environ = {key: value for key, value in os.environ.items() if key not in _WITHHELD}
         try:
             self._process = subprocess.Popen(  # noqa: S603 - the configuration names the interpreter
-                [self._model.python, str(_BOOT), str(theirs.fileno()), str(lifeline)],
+                [self._model.python, str(_BOOT), *map(str, inherited)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(), lifeline),
+                pass_fds=inherited,
                 env={**environ, "PYTHONUNBUFFERED": "1", **self._model.env},
                 start_new_session=True,
             )
         except OSError as error:
             for end in (ours, wake, self._wake):
                 end.close()
-            os.close(self._lifeline)
+            self._close_pipes()
             remedy = "; correct 'python' in its table" if error.errno in (errno.ENOENT, errno.EACCES) else ""
             raise ModelBroken(
                 f"model {self.name}: its interpreter {self._model.python} does not start ({error.strerror}){remedy}",
@@ -208,45 +219,71 @@ class Horse:
 
         An outcome is ``{"value": ...}`` or ``{"error": <error record>, "traceback": text}``. A time limit is an item's
         own. The horse enforces it by an exception; one that does not come back within a further `GRACE` is killed.
+        Meanwhile `take_back` may be called: there are no outcomes of what it returns.
 
         Raises:
-            Interrupted: the rest is not decided.
+            Interrupted: what is `left` is not decided.
         """
         assert self.card is not None  # noqa: S101 - load() comes first
-        together = len(items) > 1 and self.card["batch"]
-        left = items
+        together = len(items) > 1 and self.predicts_together
+        self.left = items
         answering = False
         try:
+            question = {"op": "predict", "items": [vars(item) for item in items], "together": together}
             try:
-                self._say({"op": "predict", "items": [vars(item) for item in items]})
+                self._has_tickets = len(items) > 1 and not together
+                if self._has_tickets:
+                    self._issue_tickets(len(items))
+                    question["tickets"] = True
+                self._say(question)
             except frames.FrameError as error:
                 refusal = InvalidInput(f"the input can't be given to the model: {error}")
                 raise Interrupted(refusal, len(items)) from None
             answering = True
             # Whatever else the asker has to do is done now, while the horse works.
             self._next_beat = 0.0
-            while left:
-                self.running = tuple(item.id for item in left) if together else (left[0].id,)
+            while self.left:
+                at_work = self.left if together else self.left[:1]
+                self.running = tuple(item.id for item in at_work)
                 self._beat_if_due(beat)
-                limits = [item.timeout for item in (left if together else left[:1]) if item.timeout is not None]
-                limit = min(limits, default=None)
+                limit = min((item.timeout for item in at_work if item.timeout is not None), default=None)
                 try:
                     answer = self._hear(limit, beat, f"the prediction took longer than job_timeout ({limit} s)")
                 except ModelFault as fault:
                     answering = False
-                    raise Interrupted(fault, len(left) if together else 1) from None
+                    raise Interrupted(fault, len(self.left) if together else 1) from None
                 if answer["op"] != "predicted":
                     answering = False
                     refusal = InvalidInput(f"the model's process can't read it: {answer['message']}")
-                    raise Interrupted(refusal, len(left))
+                    raise Interrupted(refusal, len(self.left))
                 # The first answer of a batch has all its outcomes, or none: then its items follow one by one.
                 together = False
                 self.loads = answer["loads"]
                 self.predicted += len(answer["outcomes"])
-                left = left[len(answer["outcomes"]) :]
+                self.left = self.left[len(answer["outcomes"]) :]
                 yield answer["outcomes"]
         finally:
-            self._fall_idle(abandoned=answering and bool(left))
+            self._fall_idle(abandoned=answering and bool(self.left))
+
+    def _issue_tickets(self, count: int) -> None:
+        """Let the horse begin so many items: before each it takes a ticket, a byte out of a pipe.
+
+        Whoever takes a ticket has the item, the horse or `take_back`: so it is certain at any time what it has not
+        begun and never will, whatever it is busy with.
+        """
+        with suppress(BlockingIOError):
+            os.read(self._tickets, _CHUNK)  # of a question that it could not read
+        os.write(self._ticket_office, bytes(count))
+
+    def take_back(self) -> list[Item]:
+        """Return the items that are to be predicted one by one and that it has not begun, nor ever will."""
+        count = 0
+        if self._has_tickets:
+            with suppress(BlockingIOError):
+                count = len(os.read(self._tickets, _CHUNK))
+        begun = len(self.left) - count
+        self.left, back = self.left[:begun], self.left[begun:]
+        return back
 
     def score(
         self,
@@ -332,11 +369,15 @@ class Horse:
             self.kill()
             self._exited.wait()
         self._printer.join(_LAST_WORDS_PATIENCE)
-        os.close(self._lifeline)
+        self._close_pipes()
         self._wake.close()
         if not self._printer.is_alive() and self._process.stdout is not None:
             self._process.stdout.close()
         self._process = None
+
+    def _close_pipes(self) -> None:
+        for descriptor in (self._lifeline, self._tickets, self._ticket_office):
+            os.close(descriptor)
 
     def __enter__(self) -> Self:
         return self.start() if self._process is None else self

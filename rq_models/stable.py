@@ -176,7 +176,8 @@ class Stable:
         """Yield items, some at a time, each with what came of it.
 
         They go in together. What a death or a hang of the horse leaves undecided runs again, each alone if it can't be
-        told whose fault it was: so only the guilty fail, and the innocent lose nothing.
+        told whose fault it was: so only the guilty fail, and the innocent lose nothing. Meanwhile `take_back` may be
+        called: nothing comes of what it returns.
         """
         groups = [items]
         while groups and not self.closing.is_set():
@@ -191,6 +192,7 @@ class Stable:
                 yield self.unrun([item for some in (group, *groups) for item in some], error)
                 return
             except Interrupted as interrupted:
+                group = horse.left
                 if not horse.alive:
                     self.drop()
                 if self.closing.is_set() or self._killed_for not in (None, group[0].id):
@@ -206,6 +208,13 @@ class Stable:
         if groups:
             # The last first, as above.
             yield [(item, None) for group in groups for item in group][::-1]
+
+    def take_back(self) -> list[Item]:
+        """Return the items that the horse has not begun and does not begin any more.
+
+        What runs again after a death stays: it would come back with the rest of its batch.
+        """
+        return self.horse.take_back() if self.horse is not None else []
 
     def score(
         self,

@@ -68,7 +68,7 @@ from rq_models.succession import Succession
 from rq_models.verdicts import Verdicts, given_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import FrameType
 
     from rq.worker import DequeueStrategy
@@ -80,7 +80,9 @@ PROVEN_RQ = "3.0"
 _SLICE = 0.01
 """Seconds of work after which finished jobs are not kept back any longer."""
 _HELD = 0.1
-"""Seconds that a batch may take for the next one to be taken meanwhile: as long do those jobs wait here, held."""
+"""Seconds that jobs may wait in this worker's hands, beside a worker that may be idle; the next beat puts them back."""
+_MOST_HELD = 64
+"""Jobs taken at a time that are predicted one by one."""
 _SERVED = 1.0
 """Seconds for which single predictions alone are served in the middle of a file; then there is a slice of it."""
 _LONGEST_PAUSE = 10.0
@@ -107,12 +109,18 @@ class ModelWorker(RQWorker):
         self._unsettled: tuple[list[Ending], list[Ending]] = ([], [])
         """Endings of which the server has been told, and those of which RQ's own methods will tell it."""
         self._next_recovery = self._trusts_leases_from = self._serves_from = self._asked_at = 0.0
+        self._asked_for = 1
         self._more_waits = False
+        """Whether the last answer held as many jobs as were asked for."""
         self._may_look_ahead = False
         self._alone: Taken | None = None
-        """The job in the horse's hands, if it is one: to be written down as a suspect while the horse works."""
-        self._limit = 1
-        self._flushed = 0.0
+        """The job in the horse's hands, if this worker has no other: to be written down as a suspect meanwhile."""
+        self._began = self._flushed = 0.0
+        """When the batch in hand was begun, and when results were sent last."""
+        self._is_behind = False
+        """Whether the batch before has results that are not sent."""
+        self._handed_back = 0
+        """How many jobs of the batch in hand have gone back to the queue, not begun."""
         self._seconds_per_job = self._batch_seconds = 1.0
         self._cold = False
 
@@ -214,7 +222,7 @@ class ModelWorker(RQWorker):
         finally:
             if self.ledger.asked:
                 with suppress(RedisError):
-                    self._put_back()
+                    self._hand_back()
             self._flush_until_written()
             self.teardown()
         return done > 0
@@ -258,13 +266,13 @@ class ModelWorker(RQWorker):
                 self._recover_if_due()
                 self.maintain_if_due()
                 self.succession.tend(self._beat)
-                left = self.model.max_batch_size if max_jobs is None else max_jobs - done
+                limit = self._batch_size() if max_jobs is None else min(self._batch_size(), max_jobs - done)
                 # What ends now may put jobs into the queue: retries, dependents.
                 ending = bool(self._ended)
                 scored = max_jobs is None and not self._more_waits and self._score(burst=burst)
                 ran = scored
                 if not self._stop_requested:
-                    ran += self.work_once(min(left, self._batch_size), 0 if scored else wait)
+                    ran += self.work_once(limit, 0 if scored else wait)
                 done, pause = done + ran, 0.0
                 if ran or ending:
                     idle_since = time.monotonic()
@@ -310,7 +318,7 @@ class ModelWorker(RQWorker):
                         self.ledger.hang_up()
                     return
                 # People go first, but for the worker's own affairs.
-                while not self._stop_requested and self.work_once(self._batch_size):
+                while not self._stop_requested and self.work_once(self._batch_size()):
                     if time.monotonic() - began > _SERVED:
                         self._flush()
                         break
@@ -319,8 +327,7 @@ class ModelWorker(RQWorker):
             self.succession.tend(self._beat_beside)
             self._asked_at = time.monotonic()
             if not self.ledger.asked:
-                size, warm = self._batch_size, self.stable.is_warm
-                self.ledger.ask_for_jobs(size, self.model.max_batch_bytes, RUN_TTL, PEEK, suspect=warm)
+                self._ask_for_jobs(self._batch_size(), PEEK, suspect=self.stable.is_warm)
         except RedisError as error:
             # There is nobody to serve; the file goes on.
             self._serves_from = time.monotonic() + _SERVED
@@ -336,12 +343,12 @@ class ModelWorker(RQWorker):
             wait: seconds to wait for the first, but never for more than is there then.
         """
         taken = self.take(limit, wait)
-        self._more_waits = len(taken) == limit
-        self._limit = limit
         if not taken:
             return 0
-        began = self._flushed = time.monotonic()
-        left = len(taken)
+        self._began = self._flushed = time.monotonic()
+        self._is_behind, self._handed_back = bool(self._ended), 0
+        self._look_ahead(taken)
+        left = ran = len(taken)
         try:
             for endings in self.predict(taken):
                 self._ended += endings
@@ -358,22 +365,30 @@ class ModelWorker(RQWorker):
             undecided = [one for one in taken if one.id in self._in_hand and one.id not in decided]
             self._ended += [self.verdicts.failure(one, lost) for one in undecided]
         self._alone = None
-        self._batch_seconds = time.monotonic() - began
-        self._seconds_per_job = self._batch_seconds / len(taken)
-        return len(taken)
+        self._batch_seconds = time.monotonic() - self._began
+        ran -= self._handed_back
+        self._seconds_per_job = self._batch_seconds / max(ran, 1)
+        return ran
 
-    @property
-    def _batch_size(self) -> int:
-        """How many jobs to take: a batch, or of a model that predicts one by one what it does in a moment.
+    def _batch_size(self, held: int = 0) -> int:
+        """Return how many jobs to take: a batch, or of what is predicted one by one as much as is done in a moment.
 
         More would wait in this worker's hands while another worker is idle.
+
+        Args:
+            held: how many jobs are predicted before.
         """
         horse = self.stable.horse
         if horse is None or horse.card is None:
             return 1
-        if horse.card["batch"]:
+        if horse.predicts_together:
             return self.model.max_batch_size
-        return max(1, min(self.model.max_batch_size, int(_SLICE / max(self._seconds_per_job, 1e-6))))
+        size = max(1, min(_MOST_HELD, int(_SLICE / max(self._seconds_per_job, 1e-6))))
+        if self.model.max_jobs is not None:
+            # Until this horse is replaced, or the one after it.
+            left = self.model.max_jobs - horse.predicted - held
+            size = min(size, left if left > 0 else self.model.max_jobs)
+        return size
 
     def _flush(self) -> None:
         """Finish what has ended so far."""
@@ -410,8 +425,7 @@ class ModelWorker(RQWorker):
             if wait and self.model.max_wait_ms:
                 self._wait_for_company(wait)
                 wait = 0
-            warm = self.stable.is_warm
-            self.ledger.ask_for_jobs(limit, self.model.max_batch_bytes, RUN_TTL, wait, suspect=warm)
+            self._ask_for_jobs(limit, wait, suspect=self.stable.is_warm)
             self._settle()
             if wait:
                 try:
@@ -420,6 +434,7 @@ class ModelWorker(RQWorker):
                     # What is taken at this very moment is still run.
                     self.ledger.stop_waiting()
         taken = self._given()
+        self._more_waits = len(taken or ()) >= self._asked_for
         if not taken:
             self._flush()
         if taken is None:
@@ -440,36 +455,47 @@ class ModelWorker(RQWorker):
                 self.log.warning("Worker %s: queue entry %.100s %s, dropped", self.name, entry, why)
         return None if entries is None else [entry for entry in entries if isinstance(entry, Taken)]
 
-    def _look_ahead(self) -> None:
-        """While the horse is busy with a full batch, have the server look for the next one already.
+    def _ask_for_jobs(self, limit: int, wait: float = 0, *, suspect: bool, alone: Taken | None = None) -> None:
+        self._asked_for = limit
+        size = self.model.max_batch_bytes
+        self.ledger.ask_for_jobs(limit, size, RUN_TTL, wait, suspect=suspect, alone=alone)
 
-        If this batch takes longer than its like, what was found goes back to where it came from.
+    def _look_ahead(self, taken: list[Taken]) -> None:
+        """Where many jobs wait, have the server look for the next batch before this one goes to the horse.
+
+        So the server is at work while this process is. If this batch takes longer than its like, what was found goes
+        back to where it came from, see `_hand_back`.
         """
-        alone = self._alone if self._alone and not self._alone.is_suspect else None
-        if self.ledger.asked:
-            self._more_waits = False
-            self._put_back()
-        elif (
+        if (
             self._more_waits
             and self._may_look_ahead
             and not self._stop_requested
             and self._batch_seconds < _HELD
-            and self.stable.running
+            and self.stable.is_warm
             and time.monotonic() < self._next_recovery
         ):
-            size = self.model.max_batch_bytes
-            self.ledger.ask_for_jobs(self._limit, size, RUN_TTL, suspect=False, alone=alone)
-        elif alone:
-            self.ledger.suspect(alone)
+            alone = taken[0] if len(taken) == 1 and not taken[0].is_suspect else None
+            try:
+                self._ask_for_jobs(self._batch_size(len(taken)), suspect=False, alone=alone)
+            except RedisError as error:
+                self._note_outage(error)
 
-    def _put_back(self) -> None:
-        """Put back, at the front, jobs that were asked for and not begun; it costs them no retry."""
-        # Before what may be put back already of the batch in hand, which is older: each goes to the front.
+    def _hand_back(self) -> None:
+        """Put back, at the front, the jobs in hand that are not begun; it costs them no retry."""
+        waiting = [self._in_hand[item.id] for item in self.stable.take_back()]
+        self._handed_back += len(waiting)
+        self._give_back(waiting)
+        if self.ledger.asked:
+            self._more_waits = False
+            self._give_back(self._given() or ())
+        self._flush()
+
+    def _give_back(self, jobs: Sequence[Taken]) -> None:
+        # Each goes to the front, so the last goes first, and all of them before what goes back already, which is older.
         self._ended[:0] = [
             self.verdicts.failure(one, JobCancelled()) if one.id in self.verdicts.stopped else given_back(one)
-            for one in reversed(self._given() or ())
+            for one in reversed(jobs)
         ]
-        self._flush()
 
     def _wait_for_company(self, seconds: float) -> None:
         """Wait for a job, and then, as the configuration asks, for others to join it."""
@@ -546,6 +572,8 @@ class ModelWorker(RQWorker):
         except ModelFault as error:
             yield [self.verdicts.ending(self._in_hand[item.id], came) for item, came in self.stable.unrun(items, error)]
             return
+        if was_cold:
+            self._began = time.monotonic()
         began = now()
         stopped = [item for item in items if item.id in self.verdicts.stopped]
         yield [self.verdicts.failure(self._in_hand[item.id], JobCancelled()) for item in stopped]
@@ -563,6 +591,7 @@ class ModelWorker(RQWorker):
                 one = self._in_hand[item.id]
                 one.started_at, one.ended_at, one.model_version = began, ended, version
                 endings.append(self.verdicts.ending(one, came))
+            began = ended
             yield endings
 
     def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:  # noqa: ARG002 - RQ's signature
@@ -623,17 +652,12 @@ class ModelWorker(RQWorker):
     # -- report -----------------------------------------------------------------------------------------------------
 
     def _beat(self) -> None:
-        """Keep the worker, its jobs and their executions from being taken for dead while the horse works."""
+        """Do what is due while the horse works, and keep the worker and its jobs from being taken for dead."""
         if self._stop_requested and not self._in_hand:
             # Loading for nobody.
             raise StopRequested
         try:
-            self._look_ahead()
-            if self.ledger.asked:
-                # What the server says to these is heard with the next batch, which is near.
-                self.finish()
-            else:
-                self._flush()
+            self._look_after_batch()
             if self.ledger.asked or not self._in_hand:
                 # This batch has just begun; of the one before, which may have ended, no run must beat any more.
                 self.heartbeat_if_due()
@@ -641,6 +665,24 @@ class ModelWorker(RQWorker):
             self._note_outage(error, "no heartbeat: ")
         else:
             self._beat_beside()
+
+    def _look_after_batch(self) -> None:
+        """Write the results of the batch before; if this one takes its time, hand back what is not begun of it."""
+        now_ = time.monotonic()
+        running = self.stable.running
+        if running and now_ - self._began > _HELD:
+            self._hand_back()
+            if len(running) == 1:
+                self._alone = self._in_hand.get(running[0])
+        if self._alone and not self._alone.is_suspect:
+            self.ledger.suspect(self._alone)
+        if not self.ledger.asked:
+            if self._is_behind or now_ - self._flushed > _SLICE:
+                self._flush()
+        elif self._is_behind:
+            # What the server says to these is heard with the next batch, which is near.
+            self.finish()
+        self._is_behind = False
 
     def _beat_beside(self) -> None:
         """Keep the worker, its jobs and their executions from being taken for dead."""

@@ -1,7 +1,7 @@
-"""A horse's first steps, run as ``python <path>/boot.py <channel> <lifeline>``, both inherited descriptors.
+"""A horse's first steps, run as ``python <path>/boot.py <channel> <lifeline> <tickets>``, inherited descriptors.
 
 The channel carries frames to and from the parent. The lifeline is the reading end of a pipe whose other end only the
-parent holds: it ends when the parent does, however it died.
+parent holds: it ends when the parent does, however it died. What the tickets are for is told in `loop`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - pat
 _PACKAGE = "_rq_models_host"
 
 
-def _guard(channel: int, lifeline: int) -> None:
+def _guard(lifeline: int, *others: int) -> None:
     """Leave a process behind that kills this one's group when the lifeline ends.
 
     Only another process can do that while the model holds the interpreter's lock, and to grandchildren as well. It is
@@ -30,7 +30,7 @@ def _guard(channel: int, lifeline: int) -> None:
     try:
         if os.fork():
             return
-        for descriptor in (0, 1, 2, channel):
+        for descriptor in (0, 1, 2, *others):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
         while os.read(lifeline, 1):
@@ -40,15 +40,16 @@ def _guard(channel: int, lifeline: int) -> None:
         os._exit(0)
 
 
-def main(channel: int, lifeline: int) -> None:
+def main(channel: int, lifeline: int, tickets: int) -> None:
     """Become the horse that answers on this channel; never returns."""
     # systemd and honcho signal everybody; when this process ends is the parent's decision.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.getpgrp() != os.getpid():
         os.setsid()  # or the guardian would kill a stranger's group
-    _guard(channel, lifeline)
+    _guard(lifeline, channel, tickets)
     os.set_inheritable(channel, False)
+    os.set_inheritable(tickets, False)
     # Python put this folder first, where a model's `import cache` would find ours.
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _HERE]  # noqa: PTH100 - as above
     sys.argv = sys.argv[:1]
@@ -56,9 +57,9 @@ def main(channel: int, lifeline: int) -> None:
     spec = importlib.util.spec_from_file_location(_PACKAGE, source, submodule_search_locations=[_HERE])
     assert spec is not None  # noqa: S101 - it is a Python file
     sys.modules[_PACKAGE] = importlib.util.module_from_spec(spec)
-    importlib.import_module(f"{_PACKAGE}.loop").main(channel)
+    importlib.import_module(f"{_PACKAGE}.loop").main(channel, tickets)
 
 
 # A model that uses multiprocessing makes its children import this file again, under another name.
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(*map(int, sys.argv[1:4]))

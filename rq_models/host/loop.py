@@ -2,12 +2,13 @@
 
 ``{"op": "load", "name", "class", "root", "nan", "max_output_bytes"}`` is answered by ``{"op": "loaded", "card",
 "warmed"}``, or by ``{"op": "broken", "stage", "type", "message", "traceback"}`` and may be asked again. ``{"op":
-"predict", "items"}``, where an item is ``{"id", "input", "timeout"}``, is answered by ``{"op": "predicted",
-"outcomes"}``: by one frame for all items when the model predicts them together and they go into one; else by one frame
-for each, in order, after an empty one if together was tried in vain. ``{"op": "score"}``, whose fields are told in
-`columns`, is answered by ``{"op": "scored"}``; rows that are predicted one by one give a sign of life before it about
-once a second, ``{"op": "scoring"}``. Each of these answers has ``loads``, too. What can't be read gets ``{"op":
-"refused", "message"}``.
+"predict", "items", "together"}``, where an item is ``{"id", "input", "timeout"}``, is answered by ``{"op": "predicted",
+"outcomes"}``: by one frame for all items when the model is to predict them together and they go into one; else by one
+frame for each, in order, after an empty one if together was tried in vain. If the question has ``tickets``, a byte is
+read from the pipe of that name before each item; when there is none, the parent has taken the rest back. ``{"op":
+"score"}``, whose fields are told in `columns`, is answered by ``{"op": "scored"}``; rows that are predicted one by one
+give a sign of life before it about once a second, ``{"op": "scoring"}``. Each of these answers has ``loads``, too. What
+can't be read gets ``{"op": "refused", "message"}``.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ _hold_signals = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, _END
 _free_signals = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _ENDING)
 
 
-def main(channel: int) -> None:
-    """Answer on this descriptor until it ends, then end the process."""
+def main(channel: int, tickets: int) -> None:
+    """Answer on this channel until it ends, then end the process."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     faulthandler.enable()
-    _Horse(channel).run()
+    _Horse(channel, tickets).run()
 
 
 _NOT_LOADED = error_outcome("ModelBroken", None, "the model is not loaded")
@@ -63,8 +64,8 @@ def _ignore(signum: int, frame: Any) -> None:
 
 
 class _Horse:
-    def __init__(self, channel: int) -> None:
-        self._channel = channel
+    def __init__(self, channel: int, tickets: int) -> None:
+        self._channel, self._tickets = channel, tickets
         self._decoder = frames.Decoder()
         self._pid = os.getpid()
         self._name = ""
@@ -100,7 +101,7 @@ class _Horse:
         elif question["op"] == "score":
             self._score(question)
         else:
-            for outcomes in self._predict_all(question["items"]):
+            for outcomes in self._predict_all(question):
                 self._send({"op": "predicted", "outcomes": outcomes})
 
     def _load(self, question: Dict[str, Any]) -> Dict[str, Any]:
@@ -132,9 +133,10 @@ class _Horse:
         gc.freeze()
         return {"op": "loaded", "card": model.card, "warmed": example is not None}
 
-    def _predict_all(self, items: List[Dict[str, Any]]) -> Iterator[List[Outcome]]:
+    def _predict_all(self, question: Dict[str, Any]) -> Iterator[List[Outcome]]:
+        items = question["items"]
         model = cache.MODELS.get(self._name)
-        if model is not None and len(items) > 1 and model.card["batch"]:
+        if model is not None and question["together"]:
             limits = [item["timeout"] for item in items if item["timeout"]]
             inputs = [item["input"] for item in items]
             together = self._within(min(limits, default=None), model.predict_together, inputs)
@@ -143,10 +145,17 @@ class _Horse:
             if together:
                 return
         for item in items:
+            if "tickets" in question and not self._has_ticket():
+                return
             if model is None:
                 yield [_NOT_LOADED]
             else:
                 yield [self._alone(item["timeout"], model.predict, item["input"])]
+
+    def _has_ticket(self) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            return bool(os.read(self._tickets, 1))
+        return False
 
     def _score(self, question: Dict[str, Any]) -> None:
         """Answer a question of rows."""
@@ -241,9 +250,10 @@ class _Horse:
 
     def _become_a_child(self) -> None:
         """Make a fork of the model's own an ordinary process, which can be stopped and can't speak to the parent."""
-        with contextlib.suppress(OSError):
-            os.close(self._channel)
-        self._channel = -1  # in a fork of the fork this number may be another file's
+        for descriptor in (self._channel, self._tickets):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self._channel = self._tickets = -1  # in a fork of the fork these numbers may be other files'
         for signum, _ in self._handlers:
             signal.signal(signum, signal.SIG_DFL)
         _free_signals()

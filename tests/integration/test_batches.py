@@ -223,26 +223,87 @@ def test_a_model_without_predict_batch_is_called_item_by_item(project, start_wor
     assert (fourth, fifth) == (1, 2), "what came after runs in a new process"
 
 
-def test_an_answer_does_not_wait_for_the_slow_one_behind_it(project, start_worker, client, tmp_path):
-    project.add(
-        "uneven",
-        """
-        import os, time
-        class Model:
-            def predict(self, path):
-                while path and not os.path.exists(path):
-                    time.sleep(0.01)
-                return path
-        """,
-    )
-    start_worker(project, "uneven")
-    # Answered in a moment, so that the worker takes several of them at once.
-    client.wait_all(client.enqueue_many("uneven", [""] * 20), timeout=60)
+UNEVEN = """
+    import os, time
+    class Model:
+        def predict(self, path):
+            while path and not os.path.exists(path):
+                time.sleep(0.01)
+            return path
+"""
+UNEVEN_BATCH = (
+    UNEVEN
+    + """
+        def predict_batch(self, paths):
+            raise AssertionError("it was given several at once")
+"""
+)
+
+
+@pytest.fixture(params=["it has no predict_batch", "max_batch_size is 1"])
+def uneven(request, project, start_worker, client):
+    """A warm worker that predicts one by one, so quickly so far that it takes several jobs at once."""
+    if request.param == "max_batch_size is 1":
+        project.add("uneven", UNEVEN_BATCH, max_batch_size=1)
+    else:
+        project.add("uneven", UNEVEN)
+    worker = start_worker(project, "uneven")
+    assert client.wait_all(client.enqueue_many("uneven", [""] * 20), timeout=60) == [""] * 20
+    return worker
+
+
+@pytest.mark.usefixtures("uneven")
+def test_an_answer_does_not_wait_for_the_slow_one_behind_it(client, tmp_path):
     go = tmp_path / "go"
     first, second, slow, last = client.enqueue_many("uneven", ["", "", str(go), ""])
     assert client.wait_all([first, second], timeout=60) == ["", ""]
     go.touch()
     assert client.wait_all([slow, last], timeout=60) == [str(go), ""]
+
+
+@pytest.mark.usefixtures("uneven")
+def test_what_stands_behind_a_slow_one_goes_back_for_another_worker(
+    project, start_worker, client, connection, tmp_path
+):
+    go = tmp_path / "go"
+    first, slow, *rest = client.enqueue_many("uneven", ["", str(go), "", "", ""])
+    ids = [job.id.encode() for job in rest]
+    assert first.wait(timeout=60) == ""
+    # Now or after having been taken: nothing may wait in the hands of a worker that is busy.
+    wait_until(lambda: connection.lrange("rq:queue:uneven", 0, -1) == ids, "they are in the queue, in their order")
+    assert slow.get_status() == JobStatus.STARTED
+
+    start_worker(project, "uneven")
+
+    assert client.wait_all(rest, timeout=60) == ["", "", ""]
+    assert slow.get_status() == JobStatus.STARTED
+    assert connection.zcard("rq:wip:uneven") == 1
+    for job in rest:
+        job.refresh()
+        assert job.retries_left == 3
+    go.touch()
+    assert slow.wait(timeout=60) == str(go)
+
+
+@pytest.mark.usefixtures("uneven")
+def test_stop_job_reaches_what_stands_behind_a_slow_one(client, connection, tmp_path):
+    def stops_it() -> bool:
+        go = tmp_path / f"go{len(list(tmp_path.iterdir()))}"
+        slow, stopped, last = client.enqueue_many("uneven", [str(go), "", ""])
+        wait_until(lambda: slow.get_status() == JobStatus.STARTED, "the slow one runs")
+        try:
+            send_stop_job_command(connection, stopped.id, serializer=JSONSerializer)
+        except Exception:  # noqa: BLE001 - not taken, or back already: of all that can be wrong RQ has several errors
+            go.touch()
+            client.wait_all([slow, stopped, last], timeout=60, return_exceptions=True)
+            return False
+        wait_until(lambda: stopped.get_status() == JobStatus.STOPPED, "it is stopped while the slow one runs")
+        assert slow.get_status() == JobStatus.STARTED
+        go.touch()
+        assert client.wait_all([slow, last], timeout=60) == [str(go), ""]
+        return True
+
+    wait_until(stops_it, "it was stopped while it stood behind the slow one")
 
 
 def test_a_second_worker_gets_its_share_of_slow_jobs(project, start_worker, client, tmp_path):

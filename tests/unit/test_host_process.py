@@ -43,17 +43,21 @@ class Process:
         self.ours, theirs = socket.socketpair()
         self.ours.settimeout(PATIENCE)
         lifeline, self.lifeline = os.pipe()
+        tickets, self.ticket_office = os.pipe()
+        os.set_blocking(tickets, False)
+        inherited = (theirs.fileno(), lifeline, tickets)
         with theirs, self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [python, str(BOOT), str(theirs.fileno()), str(lifeline)],
+                [python, str(BOOT), *map(str, inherited)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(), lifeline),
+                pass_fds=inherited,
                 start_new_session=True,
                 cwd=folder,
             )
         os.close(lifeline)
+        os.close(tickets)
         self.pid = self.process.pid
         self._decoder = frames.Decoder()
         self._answers: deque[dict[str, Any]] = deque()
@@ -81,8 +85,8 @@ class Process:
     def predict(self, *order: Any, timeout: float | None = None) -> dict[str, Any]:
         return self.predict_all([{"id": "1", "input": list(order), "timeout": timeout}])[0]
 
-    def predict_all(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        answer = self.ask({"op": "predict", "items": items})
+    def predict_all(self, items: list[dict[str, Any]], *, together: bool = False) -> list[dict[str, Any]]:
+        answer = self.ask({"op": "predict", "items": items, "together": together})
         outcomes = []
         while True:
             assert set(answer) == {"op", "outcomes", "loads"}
@@ -97,9 +101,14 @@ class Process:
         self.ours.close()
         with suppress(OSError):
             os.close(self.lifeline)
+            os.close(self.ticket_office)
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.process.wait(PATIENCE)
+
+
+def question(order: Any) -> dict[str, Any]:
+    return {"op": "predict", "together": False, "items": [{"id": "1", "input": order, "timeout": None}]}
 
 
 def members(group: int) -> list[int]:
@@ -263,9 +272,7 @@ def test_a_model_that_fails_on_its_own_example_is_broken(started, tmp_path):
     answer = started.load("example:Model", tmp_path)
     assert (answer["op"], answer["stage"], answer["type"]) == ("broken", "example", "FileNotFoundError")
     assert answer["message"].startswith("it fails on its own example: FileNotFoundError: ")
-    assert error(started.ask({"op": "predict", "items": [{"id": "1", "input": 1, "timeout": None}]})["outcomes"][0])[
-        "kind"
-    ] == ("ModelBroken")
+    assert error(started.ask(question(1))["outcomes"][0])["kind"] == ("ModelBroken")
 
     (tmp_path / "artifact").touch()
     answer = started.load("example:Model", tmp_path)
@@ -332,7 +339,8 @@ def test_outputs_of_a_batch_that_do_not_go_into_one_frame_go_into_several(starte
     )
     started.load("repeat:Model", tmp_path)
 
-    outcomes = started.predict_all([{"id": "1", "input": times, "timeout": 5} for times in (6000, 11_000, 6001)])
+    items = [{"id": "1", "input": times, "timeout": 5} for times in (6000, 11_000, 6001)]
+    outcomes = started.predict_all(items, together=True)
 
     assert [outcomes[0], outcomes[2]] == [{"value": "x" * 6000}, {"value": "x" * 6001}]
     assert error(outcomes[1])["kind"] == "InvalidOutput"
@@ -465,6 +473,16 @@ def test_the_traceback_of_a_time_limit_says_where_the_model_was(horse):
     assert "do_loop" in outcome["traceback"]
 
 
+def test_what_has_no_ticket_is_not_begun(horse):
+    items = [{"id": str(n), "input": ["echo", n], "timeout": None} for n in range(5)]
+    os.write(horse.ticket_office, bytes(2))
+
+    answers = [horse.ask({"op": "predict", "together": False, "tickets": True, "items": items}), horse.answer()]
+
+    assert [answer["outcomes"] for answer in answers] == [[{"value": 0}], [{"value": 1}]]
+    assert horse.predict("echo", "next") == {"value": "next"}
+
+
 def test_no_limit_strikes_between_predictions(horse):
     items = [{"id": str(n), "input": ["echo", n], "timeout": 0.0001} for n in range(2000)]
 
@@ -498,7 +516,7 @@ def test_it_leaves_when_its_channel_ends_within_a_frame(horse, sent):
 
 
 def test_it_leaves_when_its_parent_died_with_unread_answers(horse):
-    horse.ours.sendall(frames.encode({"op": "predict", "items": [{"id": "1", "input": ["echo"], "timeout": None}]}))
+    horse.ours.sendall(frames.encode(question(["echo"])))
     assert horse.ours.recv(1, socket.MSG_PEEK)
     horse.ours.close()
 
@@ -509,9 +527,7 @@ def test_the_end_of_its_parent_ends_its_whole_group_whatever_it_does(horse):
     grandchild = horse.predict("grandchild")["value"]
     assert {horse.pid, grandchild} < set(members(horse.pid))
     assert horse.predict("chdir", "/") == {"value": "/"}
-    horse.ours.sendall(
-        frames.encode({"op": "predict", "items": [{"id": "1", "input": ["swallow", 9], "timeout": None}]})
-    )
+    horse.ours.sendall(frames.encode(question(["swallow", 9])))
 
     os.close(horse.lifeline)
 
