@@ -23,11 +23,12 @@ from rq.defaults import RQ_KEY_PREFIX
 from rq.executions import Execution
 from rq.job import JobStatus
 from rq.suspension import WORKERS_SUSPENDED
-from rq.utils import now, parse_timeout, utcformat
+from rq.utils import now, parse_timeout
 
 from rq_models.jobs import ModelJob
 from rq_models.line import Script
 from rq_models.registry import BUCKETS, CARD_TTL, counters_key, lease_key
+from rq_models.results import utcformat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -223,7 +224,7 @@ class Ledger:
         self._worker = worker
         self._lease = lease
         self._runs = 0
-        self._suspect = False
+        self._suspect = self._closes_first = False
         self._at = now()
         self._take = Script(connection, _script("take.lua"))
         self._finish = Script(connection, _script("finish.lua"))
@@ -245,6 +246,7 @@ class Ledger:
         *,
         suspect: bool = True,
         alone: Taken | None = None,
+        closing: Sequence[Ending] = (),
     ) -> None:
         """Ask for up to `limit` jobs from the front of the queue, to be moved to ``started``; see `jobs`.
 
@@ -256,10 +258,13 @@ class Ledger:
             suspect: if it is one job, write down that it is in hand alone. Not before the model is loaded, nor while
                 another job runs: what kills this worker then is not this job's doing. See `Ledger.suspect`.
             alone: the job in hand meanwhile, to be suspected by the way.
+            closing: runs to be closed before, in the same round trip; `closed` comes before `jobs` then.
         """
         self._at = at = now()
         # Onto itself, left to left: a peek that moves nothing, so that a kill between waiting and taking loses nothing.
-        peek = ("BLMOVE", self._list, self._list, "LEFT", "LEFT", wait)
+        before: list[tuple[Any, ...]] = [("BLMOVE", self._list, self._list, "LEFT", "LEFT", wait)] if wait else []
+        if closing:
+            before.insert(0, self._closing(closing))
         self._take.call(
             keys=(self._list, self._wip, self._worker_key, self._executions, WORKERS_SUSPENDED),
             args=(
@@ -275,8 +280,9 @@ class Ledger:
                 int(suspect),
                 f"{alone.id}:{alone.run}" if alone else "",
             ),
-            after=peek if wait else (),
+            after=before,
         )
+        self._closes_first = bool(closing)
         self._runs += limit
         self._suspect = suspect
         if alone:
@@ -369,14 +375,18 @@ class Ledger:
         """Ask for runs to be closed in one step; see `closed`.
 
         Args:
-            endings: of the runs.
+            endings: of the runs; if there are none, nothing is asked.
             release: leave a job with dependents to RQ's own methods, which release them.
         """
+        if endings:
+            self._finish.ask(self._closing(endings, release=release))
+
+    def _closing(self, endings: Sequence[Ending], *, release: bool = True) -> tuple[Any, ...]:
         forms: dict[tuple[Any, ...], int] = {}
         runs: list[Any] = []
         for ending in endings:
             runs += (forms.setdefault(_form(ending), len(forms) + 1), *_run(ending))
-        arguments = [RQ_KEY_PREFIX, CARD_TTL, self._worker, int(time.time()), int(release), len(forms), len(endings)]
+        arguments = [RQ_KEY_PREFIX, self._worker, int(time.time()), int(release), len(forms), len(endings)]
         for form in forms:
             arguments += _spelled(*form)
         arguments += runs
@@ -389,11 +399,13 @@ class Ledger:
             self._executions,
             self._counters,
         ]
-        self._finish.call(keys, arguments)
+        return self._finish.command(keys, arguments)
 
     def closed(self) -> list[int]:
         """Return for each of the runs `DONE`, `GIVEN_UP`, `HAS_DEPENDENTS` or `UNWRITABLE`."""
-        return self._finish.result()  # type: ignore[no-any-return]
+        line = self._take if self._closes_first else self._finish
+        self._closes_first = False
+        return self._finish.heard(line.answer)  # type: ignore[no-any-return]
 
     def leave(self) -> None:
         """Let go of the connections."""

@@ -14,7 +14,7 @@ from hiredis import pack_command
 from redis.exceptions import NoScriptError, ResponseError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from socket import socket
 
     from redis import Redis
@@ -85,14 +85,16 @@ class Line:
         with suppress(ResponseError):
             self.client.execute_command("CLIENT", "UNBLOCK", self._number)
 
-    def answer(self) -> Any:
-        """Wait for the next answer and return it.
+    def answer(self, seconds: float | None = None) -> Any:
+        """Wait for the next answer, so many seconds or as long as the connection does by default, and return it.
 
         Raises:
             RedisError: the command's own, or the server is away: then nobody knows whether it was carried out.
         """
         self.expected -= 1
         try:
+            if seconds is not None:
+                return self._connection.read_response(timeout=seconds)
             return self._connection.read_response()
         except ResponseError:
             raise
@@ -129,20 +131,27 @@ class Script(Line):
         self._sha = hashlib.sha1(source.encode()).hexdigest()  # noqa: S324 - the server's own name for it
         self._arguments: tuple[Any, ...] = ()
 
-    def call(self, keys: Sequence[str], args: Sequence[Any], *, after: tuple[Any, ...] = ()) -> None:
-        """Have the script run, once this other command is through, if there is one; see `result`."""
+    def command(self, keys: Sequence[str], args: Sequence[Any]) -> tuple[Any, ...]:
+        """Return what runs the script; any line may send it, and `heard` is given that line's `answer`."""
         self._arguments = (len(keys), *keys, *args)
-        command = ("EVALSHA", self._sha, *self._arguments)
-        self.ask(*([after, command] if after else [command]))
+        return ("EVALSHA", self._sha, *self._arguments)
+
+    def call(self, keys: Sequence[str], args: Sequence[Any], *, after: Sequence[tuple[Any, ...]] = ()) -> None:
+        """Have the script run, once these other commands are through; see `result`."""
+        self.ask(*after, self.command(keys, args))
 
     def result(self) -> Any:
         """Wait for what the script returns, and return it; raise what `answer` does."""
-        if self.expected > 1:
+        while self.expected > 1:
             # If it is an error, the script will have met the same.
             with suppress(ResponseError):
                 self.answer()
+        return self.heard(self.answer)
+
+    def heard(self, answer: Callable[[], Any]) -> Any:
+        """Return what the script returns, by way of its answer."""
         try:
-            return self.answer()
+            return answer()
         except NoScriptError:
             # A server that was restarted has forgotten it.
             self.ask(("EVAL", self._source, *self._arguments))

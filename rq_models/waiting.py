@@ -62,7 +62,7 @@ class Wait:
         jobs: to wait for.
         timeout: seconds; None is for ever.
         queued: whether they are in Redis already; if not, say so by `Waiter.queued`.
-        woken: the event that whoever waits clears and waits for; any thread may set it.
+        woken: the event that whoever waits clears and waits for, made when it is needed; any thread may set it.
         since: when the timeout has begun, by the monotonic clock; by default now.
     """
 
@@ -83,7 +83,7 @@ class Wait:
         self.pending = set(self.jobs)
         self.found = {job.id: job.ended for job in self.order if job.ended}
         self.error: Exception | None = None
-        self.woken: Any = woken or threading.Event()
+        self.woken: Any = woken
         self._outcomes: dict[str, Any] = {}
         self._waiter = waiter
         waiter.join(self, queued=queued)
@@ -93,6 +93,11 @@ class Wait:
 
     def __exit__(self, *_: object) -> None:
         self._waiter.leave(self, self.pending)
+
+    def wake(self) -> None:
+        """Have whoever waits look again."""
+        if self.woken is not None:
+            self.woken.set()
 
     def settle(self, jobs: Iterable[ClientJob], *, return_exceptions: bool) -> None:
         """Take the outcomes of jobs that have ended; raise the first error unless they are to be returned."""
@@ -216,7 +221,8 @@ class Waiter:
         try:
             while True:
                 with self._lock:
-                    wait.woken.clear()
+                    if wait.woken is not None:
+                        wait.woken.clear()
                     if ended := self.take(wait):
                         return ended
                     leads = self._leader in (None, wait)
@@ -224,6 +230,7 @@ class Waiter:
                         self._leader = wait
                         self._followers.pop(wait, None)
                     else:
+                        wait.woken = wait.woken or threading.Event()
                         self._followers[wait] = None
                 left = wait.deadline - time.monotonic()
                 if left <= 0:
@@ -275,7 +282,7 @@ class Waiter:
                 if error or self._closed or not self.watches:
                     for wait in [wait for watch in self.watches.values() for wait in watch.waits]:
                         wait.error = error
-                        wait.woken.set()
+                        wait.wake()
                     self._step_down(self)
                     return
             try:
@@ -349,25 +356,19 @@ class Waiter:
         # In whole milliseconds, of which 0 would be for ever.
         read = ("XREAD", "BLOCK", max(1, int(1000 * seconds)), "STREAMS", *streams, *streams.values())
         self._line.ask(*([tuple(command), read] if command else [read]))
+        # A silent connection must not hold up a caller whose time is over: he has his last look.
+        patience = max(seconds, 0) + HURRY
         if wait is not None:
             try:
-                self._await_answer(seconds)
-                self._line.answer()
+                self._line.answer(patience)
             except BaseException:
                 # The read goes on, for nobody.
                 self._line.close()
                 raise
             self.queued(wait)
-        self._await_answer(seconds)
-        reply = self._line.answer()
+        reply = self._line.answer(patience)
         with self._lock:
             self._found(reply)
-
-    def _await_answer(self, seconds: float) -> None:
-        # A silent connection must not hold up a caller whose time is over: he has his last look.
-        if not self._line.answers(max(seconds, 0) + HURRY):
-            self._line.close()
-            raise redis_errors.TimeoutError("no answer")
 
     def _due(self) -> list[str]:
         """Return the jobs to look at now, if any."""
@@ -413,7 +414,7 @@ class Waiter:
     def _end(self, job_id: str, ended: Ended) -> None:
         for wait in self._forget(job_id).waits:
             wait.found[job_id] = ended
-            wait.woken.set()
+            wait.wake()
 
     def _forget(self, job_id: str) -> _Watch:
         self._urgent.pop(job_id, None)

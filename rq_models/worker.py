@@ -420,14 +420,14 @@ class ModelWorker(RQWorker):
         """
         self.heartbeat_if_due()
         if not self.ledger.asked:
-            self.finish()
             wait = 0 if self._more_waits else wait
             if wait and self.model.max_wait_ms:
+                self.finish()
                 self._wait_for_company(wait)
                 wait = 0
-            self._ask_for_jobs(limit, wait, suspect=self.stable.is_warm)
+            self._finish_by(lambda plain: self._ask_for_jobs(limit, wait, suspect=self.stable.is_warm, closing=plain))
             self._settle()
-            if wait:
+            if wait and not self.ledger.answered:
                 try:
                     self.interruptible(self.ledger.wait_for_jobs, wait)
                 except StopRequested:
@@ -455,10 +455,9 @@ class ModelWorker(RQWorker):
                 self.log.warning("Worker %s: queue entry %.100s %s, dropped", self.name, entry, why)
         return None if entries is None else [entry for entry in entries if isinstance(entry, Taken)]
 
-    def _ask_for_jobs(self, limit: int, wait: float = 0, *, suspect: bool, alone: Taken | None = None) -> None:
+    def _ask_for_jobs(self, limit: int, wait: float = 0, **how: Any) -> None:
         self._asked_for = limit
-        size = self.model.max_batch_bytes
-        self.ledger.ask_for_jobs(limit, size, RUN_TTL, wait, suspect=suspect, alone=alone)
+        self.ledger.ask_for_jobs(limit, self.model.max_batch_bytes, RUN_TTL, wait, **how)
 
     def _look_ahead(self, taken: list[Taken]) -> None:
         """Where many jobs wait, have the server look for the next batch before this one goes to the horse.
@@ -602,13 +601,15 @@ class ModelWorker(RQWorker):
 
     def finish(self) -> None:
         """Ask the server to record how these runs have ended; `_settle` hears what it says."""
-        if not self._ended:
-            return
+        if self._ended:
+            self._finish_by(self.ledger.close)
+
+    def _finish_by(self, tell: Callable[[list[Ending]], None]) -> None:
+        """Have the server told of what has ended, but for what RQ's own methods tell it of."""
         self._settle()
         plain = [ending for ending in self._ended if self._is_plain(ending)]
         others = [ending for ending in self._ended if not self._is_plain(ending)]
-        if plain:
-            self.ledger.close(plain)
+        tell(plain)
         self._unsettled, self._ended, self._flushed = (plain, others), [], time.monotonic()
 
     def _settle(self) -> None:
