@@ -15,6 +15,8 @@ from benchmarks.processes import Ground, busy_seconds, cpu_seconds, megabytes, p
 
 DRAIN_LIMIT = 600
 """Seconds."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.002, 0.1
+"""Seconds between two looks at how far a drain is."""
 CLIENT_PROCESSES = 2
 """Among which the concurrent clients, which are threads, are shared out."""
 _WARM_UP, _WARM_UPS = 200, 50
@@ -100,11 +102,14 @@ class Turn:
                 raise Failed(f"only {queued} of {plan.jobs} jobs are queued while the workers stand still")
             costs, cores, began = self._costs(), busy_seconds(), time.perf_counter()
         polls = 1
-        while self.finished() - before < plan.jobs:
-            if time.perf_counter() - began > DRAIN_LIMIT:
+        while (done := self.finished() - before) < plan.jobs:
+            seconds = time.perf_counter() - began
+            if seconds > DRAIN_LIMIT:
                 raise Failed(f"{plan.jobs} jobs are not done within {DRAIN_LIMIT} s")
             polls += 1
-            time.sleep(0.005)
+            # Seldom at first, often at the end: looking takes the server and a core from those who are measured.
+            left = seconds * (plan.jobs - done) / max(done, 1)
+            time.sleep(min(max(left / 2, SHORTEST_PAUSE), LONGEST_PAUSE))
         seconds = time.perf_counter() - began
         busy = [(b - a) / ((y - x) or 1) for (a, x), (b, y) in zip(cores, busy_seconds(), strict=True)]
         worker, server, commands, reads, writes = (b - a for a, b in zip(costs, self._costs(), strict=True))
