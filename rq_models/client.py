@@ -24,14 +24,14 @@ from rq.exceptions import NoSuchJobError
 from rq.job import JOB_ID_PATTERN, JobStatus
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
-from rq.utils import now
+from rq.utils import now, utcformat
 
 from rq_models.errors import ConfigurationError, InvalidJob, JobNotFound, NoWorker, QueueFull, UnknownModel
 from rq_models.health import FATAL, UNREACHABLE, place, refusal
 from rq_models.inputs import InputCheck, as_json
 from rq_models.jobs import FUNCTION_PREFIX, ModelJob, require_size
 from rq_models.registry import MODELS_KEY, Card, ModelStatus, read_model, read_models
-from rq_models.results import BEGINNING, Ended, judge, utcformat, value_of
+from rq_models.results import BEGINNING, Ended, judge, value_of
 from rq_models.scoring.run import Run, ScoreOptions, begin
 from rq_models.scoring.runs import read_all
 from rq_models.waiting import FIRST_PAUSE, HURRY, LONGEST_PAUSE, Wait, Waiter, look

@@ -23,12 +23,11 @@ from rq.defaults import RQ_KEY_PREFIX
 from rq.executions import Execution
 from rq.job import JobStatus
 from rq.suspension import WORKERS_SUSPENDED
-from rq.utils import now, parse_timeout
+from rq.utils import now, parse_timeout, utcformat
 
 from rq_models.jobs import ModelJob
 from rq_models.line import Script
 from rq_models.registry import BUCKETS, CARD_TTL, counters_key, lease_key
-from rq_models.results import utcformat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -17,7 +17,6 @@ from rq_models.errors import InvalidOutput, JobCancelled, JobLost, JobNotFound, 
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
 
 RESULTS = f"{RQ_KEY_PREFIX}:results:"
 BEGINNING = "0-0"
@@ -26,11 +25,6 @@ MAX_DATA = 64 * 1024 * 1024
 """Bytes of JSON in one job at most, when decompressed: a bomb of some kilobytes would fill the memory."""
 SUCCESS, RETRIED = b"1", b"4"
 """Types of entries; the second is followed by another run, and ends nothing."""
-
-
-def utcformat(when: datetime) -> str:
-    """Return a time of UTC as `rq.utils.utcformat` does, in a fifth of the time."""
-    return f"{when.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 class Ended(NamedTuple):

@@ -27,13 +27,12 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import JobStatus
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
-from rq.utils import now
+from rq.utils import now, utcformat
 
 from rq_models import orders
 from rq_models.errors import RunConflict, UnknownRun
 from rq_models.jobs import ModelJob
 from rq_models.registry import CARD_TTL, PREFIX, read_model
-from rq_models.results import utcformat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
