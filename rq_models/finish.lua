@@ -3,8 +3,8 @@
 --
 -- KEYS  1 rq:wip zset, 2 rq:finished zset, 3 rq:failed zset, 4 queue list, 5 the worker's hash, 6 its set of executions,
 --       7 the model's counters
--- ARGV  1 RQ's key prefix, 2 worker name, 3 time now in whole seconds, 4 whether a job with dependents is left alone,
---       5 how many forms, 6 how many runs.
+-- ARGV  1 RQ's key prefix, 2 seconds to keep the counters, 3 worker name, 4 time now in whole seconds, 5 whether a job
+--       with dependents is left alone, 6 how many forms, 7 how many runs.
 --       Then the forms, of which several runs can be: 'finished' | 'failed' | 'RPUSH' | 'LPUSH', the last two of which
 --       put the job back, status, when it was taken (in seconds), started and ended (as RQ writes it), ended (in
 --       seconds), seconds it took, seconds to keep it (-1: for ever), whether it depended on others, version of the model
@@ -15,7 +15,7 @@
 --       2 it has dependents: nothing was written, RQ's own method must finish it; 3 it could not be written whole.
 
 local call, pcall = redis.call, redis.pcall
-local prefix, worker, now, at = ARGV[1], ARGV[2], tonumber(ARGV[3]), 7
+local prefix, worker, now, at = ARGV[1], ARGV[3], tonumber(ARGV[4]), 8
 local job_prefix, results_prefix = prefix .. ':job:', prefix .. ':results:'
 local run_prefix, runs_prefix = prefix .. ':execution:', prefix .. ':executions:'
 
@@ -30,7 +30,7 @@ local function list()
 end
 
 local forms = {}
-for n = 1, tonumber(ARGV[5]) do
+for n = 1, tonumber(ARGV[6]) do
   local kind, status, taken, started, ended, ended_seconds, took, ttl, depends, version = unpack(ARGV, at, at + 9)
   at = at + 10
   forms[n] = {kind = kind, status = status, started = started, ended = ended, took = tonumber(took),
@@ -40,7 +40,7 @@ for n = 1, tonumber(ARGV[5]) do
 end
 
 local runs, jobs, dependents, composites, none = {}, {}, {}, {}, {}
-for n = 1, tonumber(ARGV[6]) do
+for n = 1, tonumber(ARGV[7]) do
   local form, id, execution, value, exception = unpack(ARGV, at, at + 4)
   at = at + 5
   local further = none
@@ -52,7 +52,7 @@ for n = 1, tonumber(ARGV[6]) do
   composites[n] = id .. ':' .. execution
 end
 -- Asked of all at once: in the usual case none has dependents, and no job is gone.
-local some_have_dependents = ARGV[4] == '1' and call('EXISTS', unpack(dependents)) > 0
+local some_have_dependents = ARGV[5] == '1' and call('EXISTS', unpack(dependents)) > 0
 local some_are_gone = call('EXISTS', unpack(jobs)) < #jobs
 local held = pcall('ZMSCORE', KEYS[1], unpack(composites))
 if held['err'] then
@@ -164,4 +164,5 @@ for name, number in pairs(counts) do
     pcall('HINCRBY', KEYS[7], name, number)
   end
 end
+pcall('EXPIRE', KEYS[7], ARGV[2])
 return done

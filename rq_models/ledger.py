@@ -385,7 +385,7 @@ class Ledger:
         runs: list[Any] = []
         for ending in endings:
             runs += (forms.setdefault(_form(ending), len(forms) + 1), *_run(ending))
-        arguments = [RQ_KEY_PREFIX, self._worker, int(time.time()), int(release), len(forms), len(endings)]
+        arguments = [RQ_KEY_PREFIX, CARD_TTL, self._worker, int(time.time()), int(release), len(forms), len(endings)]
         for form in forms:
             arguments += _spelled(*form)
         arguments += runs

@@ -161,8 +161,6 @@ def renew_lease(connection: Redis, model: str, serving: Serving, ttl: float) -> 
         pipe.zremrangebyscore(serving_key(model), "-inf", now)
         pipe.expire(serving_key(model), CARD_TTL)
         pipe.expire(card_key(model), CARD_TTL)
-        # Counted with each batch, and kept as long as the card: not worth a command each time.
-        pipe.expire(counters_key(model), CARD_TTL)
         try:
             pipe.execute()
         except OutOfMemoryError:

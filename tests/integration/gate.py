@@ -77,7 +77,8 @@ class Gate:
 
     def shut(self) -> None:
         """Cut all connections, and whatever comes from now on."""
-        self._open = False
+        with self._lock:
+            self._open = False
         self.cut()
 
     def open(self) -> None:
@@ -113,7 +114,11 @@ class Gate:
             for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
-                self._pairs.add((client, server))
+                # It may have been shut while this one was being made.
+                if self._open:
+                    self._pairs.add((client, server))
+                else:
+                    self._end(client, server)
             threading.Thread(target=self._forward, args=(client, server), daemon=True).start()
 
     def _reach(self) -> socket.socket | None:
