@@ -165,6 +165,16 @@ def test_stop_job_on_one_member_touches_that_member_alone(held, grouped, client,
     assert read_model(connection, "grouped").serving[0].horse_pid == before
 
 
+def test_a_server_that_has_forgotten_the_scripts_is_told_them_again(held, grouped, client, connection):
+    jobs, go = held
+    connection.script_flush()
+    go.touch()
+    assert [job.wait(timeout=60) for job in jobs] == [3, 3, 3]
+    assert client.predict("grouped", {}, timeout=60) == 1
+    wait_until(lambda: connection.zcard("rq:wip:grouped") == 0, "all runs are closed")
+    assert not [line for line in grouped.log.splitlines() if "trying again" in line or "given up" in line]
+
+
 def test_cancel_on_one_member_touches_that_member_alone(held, client):
     jobs, go = held
     jobs[2].cancel()
