@@ -15,7 +15,7 @@ from benchmarks.processes import Ground, busy_seconds, cpu_seconds, megabytes, p
 
 DRAIN_LIMIT = 600
 """Seconds."""
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.002, 0.1
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.002, 0.05
 """Seconds between two looks at how far a drain is."""
 CLIENT_PROCESSES = 2
 """Among which the concurrent clients, which are threads, are shared out."""
@@ -109,7 +109,7 @@ class Turn:
             polls += 1
             # Seldom at first, often at the end: looking takes the server and a core from those who are measured.
             left = seconds * (plan.jobs - done) / max(done, 1)
-            time.sleep(min(max(left / 2, SHORTEST_PAUSE), LONGEST_PAUSE))
+            time.sleep(min(max(left / 4, SHORTEST_PAUSE), LONGEST_PAUSE))
         seconds = time.perf_counter() - began
         busy = [(b - a) / ((y - x) or 1) for (a, x), (b, y) in zip(cores, busy_seconds(), strict=True)]
         worker, server, commands, reads, writes = (b - a for a, b in zip(costs, self._costs(), strict=True))

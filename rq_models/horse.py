@@ -1,8 +1,8 @@
 """The parent's handle on the horse: the child process in which one model lives.
 
 The horse is started by exec with the interpreter that the model's configuration names, so it shares nothing with this
-process but three descriptors: a channel for frames, a pipe that carries whatever the model prints, and a lifeline whose
-closing tells the horse's guardian that this process is gone.
+process but four descriptors: a channel for frames, a pipe that carries whatever the model prints, a lifeline whose
+closing tells the horse's guardian that this process is gone, and a pipe of tickets, see `Horse.take_back`.
 
 A prediction's death is never waited for on the channel: a grandchild of the model may hold it open. A thread waits for
 the process itself, then kills its process group, then wakes whoever is asking.
@@ -40,11 +40,14 @@ _TAIL_BYTES = 4096
 # Each read sets so much memory aside, and frees it again; a megabyte at a time costs more than a small prediction.
 _CHUNK = 1 << 16
 _LONGEST_LINE = 8192
-_BEAT = 1.0
-"""Seconds between two calls of the asker's `beat` while the horse works."""
+_BEAT, _SECOND_BEAT = 1.0, 0.25
+"""Seconds between two calls of the asker's `beat` while the horse works; and, for who waits behind a slow prediction,
+between the first two of a question."""
 GRACE = 2.0
 """Seconds beyond its time limit that a horse may take to come back by itself; C code does not, and is killed."""
 _EXIT_PATIENCE = 5.0
+_IDLE_PATIENCE = 60.0
+"""Seconds for a horse that has nothing to predict to say so."""
 _LAST_WORDS_PATIENCE = 0.5
 """Seconds for a dead horse's pipe to end; a daemon that left its group may hold it for ever."""
 
@@ -104,8 +107,8 @@ class Horse:
         self._tail = self._line = b""
         self._output_lock = threading.Lock()
         self._exited = threading.Event()
-        self._next_beat = 0.0
-        self._has_tickets = False
+        self._next_beat, self._between_beats = 0.0, _BEAT
+        self._has_tickets = self._took_back = False
         self._broke = ""
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -226,13 +229,12 @@ class Horse:
         """
         assert self.card is not None  # noqa: S101 - load() comes first
         together = len(items) > 1 and self.predicts_together
-        self.left = items
+        self.left, self._took_back = list(items), False
         answering = False
         try:
             question = {"op": "predict", "items": [vars(item) for item in items], "together": together}
             try:
-                self._has_tickets = len(items) > 1 and not together
-                if self._has_tickets:
+                if len(items) > 1 and not together:
                     self._issue_tickets(len(items))
                     question["tickets"] = True
                 self._say(question)
@@ -241,12 +243,13 @@ class Horse:
                 raise Interrupted(refusal, len(items)) from None
             answering = True
             # Whatever else the asker has to do is done now, while the horse works.
-            self._next_beat = 0.0
-            while self.left:
+            self._next_beat, self._between_beats = 0.0, _SECOND_BEAT
+            while self.left or self._took_back:
                 at_work = self.left if together else self.left[:1]
                 self.running = tuple(item.id for item in at_work)
                 self._beat_if_due(beat)
-                limit = min((item.timeout for item in at_work if item.timeout is not None), default=None)
+                limits = [item.timeout for item in at_work if item.timeout is not None]
+                limit = min(limits, default=None) if self.left else _IDLE_PATIENCE
                 try:
                     answer = self._hear(limit, beat, f"the prediction took longer than job_timeout ({limit} s)")
                 except ModelFault as fault:
@@ -256,14 +259,17 @@ class Horse:
                     answering = False
                     refusal = InvalidInput(f"the model's process can't read it: {answer['message']}")
                     raise Interrupted(refusal, len(self.left))
-                # The first answer of a batch has all its outcomes, or none: then its items follow one by one.
+                # The first answer of a batch has all its outcomes, or none: then its items follow one by one. So has
+                # the last one of a batch of which something was taken back: all that was begun has been answered.
                 together = False
+                if not answer["outcomes"]:
+                    self._took_back = False
                 self.loads = answer["loads"]
                 self.predicted += len(answer["outcomes"])
                 self.left = self.left[len(answer["outcomes"]) :]
                 yield answer["outcomes"]
         finally:
-            self._fall_idle(abandoned=answering and bool(self.left))
+            self._fall_idle(abandoned=answering and (bool(self.left) or self._took_back))
 
     def _issue_tickets(self, count: int) -> None:
         """Let the horse begin so many items: before each it takes a ticket, a byte out of a pipe.
@@ -271,18 +277,24 @@ class Horse:
         Whoever takes a ticket has the item, the horse or `take_back`: so it is certain at any time what it has not
         begun and never will, whatever it is busy with.
         """
-        with suppress(BlockingIOError):
-            os.read(self._tickets, _CHUNK)  # of a question that it could not read
+        self._draw_tickets()  # of a question that it could not read
         os.write(self._ticket_office, bytes(count))
+        self._has_tickets = True
+
+    def _draw_tickets(self) -> int:
+        with suppress(BlockingIOError):
+            return len(os.read(self._tickets, _CHUNK))
+        return 0
 
     def take_back(self) -> list[Item]:
         """Return the items that are to be predicted one by one and that it has not begun, nor ever will."""
-        count = 0
-        if self._has_tickets:
-            with suppress(BlockingIOError):
-                count = len(os.read(self._tickets, _CHUNK))
-        begun = len(self.left) - count
-        self.left, back = self.left[:begun], self.left[begun:]
+        count = self._draw_tickets() if self._has_tickets else 0
+        if not count:
+            return []
+        # It says so when it finds none; a question that came before would be answered by what this one had left.
+        self._took_back = True
+        back = self.left[-count:]
+        del self.left[-count:]
         return back
 
     def score(
@@ -343,7 +355,7 @@ class Horse:
             self._fall_idle(abandoned=answering)
 
     def _fall_idle(self, *, abandoned: bool) -> None:
-        self.running = ()
+        self.running, self._has_tickets = (), False
         if abandoned:
             # Whoever asked went away in the middle: the answers to come must not be taken for the next question's.
             self.kill()
@@ -442,7 +454,8 @@ class Horse:
     def _beat_if_due(self, beat: Callable[[], None]) -> None:
         # The time of the next one is the horse's, not a question's: many short ones must not put it off for ever.
         if time.monotonic() >= self._next_beat:
-            self._next_beat = time.monotonic() + _BEAT
+            self._next_beat = time.monotonic() + self._between_beats
+            self._between_beats = _BEAT
             beat()
 
     def _receive(self) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _HERE = files("rq_models")
 GIVEN_UP, DONE, HAS_DEPENDENTS, UNWRITABLE = 0, 1, 2, 3
-"""What `Ledger.finish` says of each run."""
+"""What `Ledger.closed` says of each run."""
 _CLAIM_SECONDS = 3600
 _encode = json.JSONEncoder().encode
 _LARGEST = 10**9
@@ -485,9 +485,8 @@ def _run(ending: Ending) -> tuple[Any, ...]:
             further += [name, ""]
     exception = value = b""
     if ending.status == JobStatus.QUEUED:
-        further += ["enqueued_at", utcformat(now())]
         if not ending.put_back:
-            further += ["retries_left", (taken.number(b"retries_left") or 1) - 1]
+            further += ["enqueued_at", utcformat(now()), "retries_left", (taken.number(b"retries_left") or 1) - 1]
     else:
         # As `rq.results.Result.serialize`.
         if ending.value is not None:

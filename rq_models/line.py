@@ -92,10 +92,17 @@ class Line:
             RedisError: the command's own, or the server is away: then nobody knows whether it was carried out.
         """
         self.expected -= 1
+        connection = self._connection
         try:
-            if seconds is not None:
-                return self._connection.read_response(timeout=seconds)
-            return self._connection.read_response()
+            if seconds is None:
+                return connection.read_response()
+            # Not by `can_read`, which costs four system calls.
+            connection._sock.settimeout(seconds)  # noqa: SLF001 - it has no public name
+            try:
+                return connection.read_response()
+            finally:
+                if connection._sock is not None:  # noqa: SLF001 - likewise
+                    connection._sock.settimeout(connection.socket_timeout)  # noqa: SLF001 - likewise
         except ResponseError:
             raise
         except BaseException:

@@ -195,6 +195,10 @@ class Stable:
                 group = horse.left
                 if not horse.alive:
                     self.drop()
+                if not group:
+                    # All that it had begun is decided; the rest was taken back.
+                    self._forget_kill()
+                    continue
                 if self.closing.is_set() or self._killed_for not in (None, group[0].id):
                     # A stop that came too late for its own job hit the next one.
                     groups.insert(0, group)
@@ -212,7 +216,7 @@ class Stable:
     def take_back(self) -> list[Item]:
         """Return the items that the horse has not begun and does not begin any more.
 
-        What runs again after a death stays: it would come back with the rest of its batch.
+        Those of a batch that died together stay: they run one by one for once, and would come back together.
         """
         return self.horse.take_back() if self.horse is not None else []
 

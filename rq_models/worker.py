@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from rq.command import parse_payload
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
 from rq.exceptions import StopRequested
@@ -83,6 +83,8 @@ _HELD = 0.1
 """Seconds that jobs may wait in this worker's hands, beside a worker that may be idle; the next beat puts them back."""
 _MOST_HELD = 64
 """Jobs taken at a time that are predicted one by one."""
+_MOST_FINISHED = 1000
+"""Runs finished at a time: as many as the largest batch has. A script that lists more than 8,000 fails."""
 _SERVED = 1.0
 """Seconds for which single predictions alone are served in the middle of a file; then there is a slice of it."""
 _LONGEST_PAUSE = 10.0
@@ -114,7 +116,7 @@ class ModelWorker(RQWorker):
         """Whether the last answer held as many jobs as were asked for."""
         self._may_look_ahead = False
         self._alone: Taken | None = None
-        """The job in the horse's hands, if this worker has no other: to be written down as a suspect meanwhile."""
+        """The job in the horse's hands, if it has no other: to be written down as a suspect meanwhile."""
         self._began = self._flushed = 0.0
         """When the batch in hand was begun, and when results were sent last."""
         self._is_behind = False
@@ -274,7 +276,7 @@ class ModelWorker(RQWorker):
                 if not self._stop_requested:
                     ran += self.work_once(limit, 0 if scored else wait)
                 done, pause = done + ran, 0.0
-                if ran or ending:
+                if ran or ending or self._handed_back:
                     idle_since = time.monotonic()
                 elif burst or (max_idle_time is not None and time.monotonic() - idle_since >= max_idle_time):
                     break
@@ -342,14 +344,15 @@ class ModelWorker(RQWorker):
             limit: how many at most.
             wait: seconds to wait for the first, but never for more than is there then.
         """
+        self._handed_back = 0
         taken = self.take(limit, wait)
         if not taken:
             return 0
         self._began = self._flushed = time.monotonic()
-        self._is_behind, self._handed_back = bool(self._ended), 0
-        self._look_ahead(taken)
+        self._is_behind = bool(self._ended)
         left = ran = len(taken)
         try:
+            self._look_ahead(taken)
             for endings in self.predict(taken):
                 self._ended += endings
                 left -= len(endings)
@@ -364,6 +367,10 @@ class ModelWorker(RQWorker):
             decided = {ending.taken.id for ending in self._ended}
             undecided = [one for one in taken if one.id in self._in_hand and one.id not in decided]
             self._ended += [self.verdicts.failure(one, lost) for one in undecided]
+        if self._is_behind and self.ledger.asked:
+            # Nothing of this batch came to the horse, and so no beat, which would have sent those.
+            with suppress(RedisError):
+                self.finish()
         self._alone = None
         self._batch_seconds = time.monotonic() - self._began
         ran -= self._handed_back
@@ -385,9 +392,9 @@ class ModelWorker(RQWorker):
             return self.model.max_batch_size
         size = max(1, min(_MOST_HELD, int(_SLICE / max(self._seconds_per_job, 1e-6))))
         if self.model.max_jobs is not None:
-            # Until this horse is replaced, or the one after it.
             left = self.model.max_jobs - horse.predicted - held
-            size = min(size, left if left > 0 else self.model.max_jobs)
+            # If there are none, another horse is loading, and this one serves until that is ready.
+            size = min(size, left) if left > 0 else size
         return size
 
     def _flush(self) -> None:
@@ -426,7 +433,12 @@ class ModelWorker(RQWorker):
                 self._wait_for_company(wait)
                 wait = 0
             self._finish_by(lambda plain: self._ask_for_jobs(limit, wait, suspect=self.stable.is_warm, closing=plain))
-            self._settle()
+            try:
+                self._settle()
+            except ResponseError:
+                # A server that is full, say: what it says to the rest of the packet is of no use later.
+                self.ledger.hang_up()
+                raise
             if wait and not self.ledger.answered:
                 try:
                     self.interruptible(self.ledger.wait_for_jobs, wait)
@@ -471,6 +483,7 @@ class ModelWorker(RQWorker):
             and not self._stop_requested
             and self._batch_seconds < _HELD
             and self.stable.is_warm
+            and not self._wears_out(len(taken))
             and time.monotonic() < self._next_recovery
         ):
             alone = taken[0] if len(taken) == 1 and not taken[0].is_suspect else None
@@ -478,6 +491,11 @@ class ModelWorker(RQWorker):
                 self._ask_for_jobs(self._batch_size(len(taken)), suspect=False, alone=alone)
             except RedisError as error:
                 self._note_outage(error)
+
+    def _wears_out(self, count: int) -> bool:
+        """Whether the horse is to be replaced after so many more predictions; jobs would wait for that here."""
+        horse, most = self.stable.horse, self.model.max_jobs
+        return horse is not None and most is not None and horse.predicted + count >= most
 
     def _hand_back(self) -> None:
         """Put back, at the front, the jobs in hand that are not begun; it costs them no retry."""
@@ -607,10 +625,11 @@ class ModelWorker(RQWorker):
     def _finish_by(self, tell: Callable[[list[Ending]], None]) -> None:
         """Have the server told of what has ended, but for what RQ's own methods tell it of."""
         self._settle()
-        plain = [ending for ending in self._ended if self._is_plain(ending)]
-        others = [ending for ending in self._ended if not self._is_plain(ending)]
+        ended, rest = self._ended[:_MOST_FINISHED], self._ended[_MOST_FINISHED:]
+        plain = [ending for ending in ended if self._is_plain(ending)]
+        others = [ending for ending in ended if not self._is_plain(ending)]
         tell(plain)
-        self._unsettled, self._ended, self._flushed = (plain, others), [], time.monotonic()
+        self._unsettled, self._ended, self._flushed = (plain, others), rest, time.monotonic()
 
     def _settle(self) -> None:
         """Hear what became of the runs that were to be recorded; those that are no plain ones RQ records now."""
@@ -670,11 +689,12 @@ class ModelWorker(RQWorker):
     def _look_after_batch(self) -> None:
         """Write the results of the batch before; if this one takes its time, hand back what is not begun of it."""
         now_ = time.monotonic()
-        running = self.stable.running
-        if running and now_ - self._began > _HELD:
+        if not self.stable.running or now_ - self._began > _HELD:
+            # Or while the horse loads.
             self._hand_back()
-            if len(running) == 1:
-                self._alone = self._in_hand.get(running[0])
+            left = self.stable.horse.left if self.stable.horse and self.stable.running else []
+            if len(left) == 1:
+                self._alone = self._in_hand[left[0].id]
         if self._alone and not self._alone.is_suspect:
             self.ledger.suspect(self._alone)
         if not self.ledger.asked:

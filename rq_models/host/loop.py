@@ -5,10 +5,10 @@
 "predict", "items", "together"}``, where an item is ``{"id", "input", "timeout"}``, is answered by ``{"op": "predicted",
 "outcomes"}``: by one frame for all items when the model is to predict them together and they go into one; else by one
 frame for each, in order, after an empty one if together was tried in vain. If the question has ``tickets``, a byte is
-read from the pipe of that name before each item; when there is none, the parent has taken the rest back. ``{"op":
-"score"}``, whose fields are told in `columns`, is answered by ``{"op": "scored"}``; rows that are predicted one by one
-give a sign of life before it about once a second, ``{"op": "scoring"}``. Each of these answers has ``loads``, too. What
-can't be read gets ``{"op": "refused", "message"}``.
+read from the pipe of that name before each item; when there is none, the parent has taken the rest back, and an empty
+frame tells it that this is understood. ``{"op": "score"}``, whose fields are told in `columns`, is answered by ``{"op":
+"scored"}``; rows that are predicted one by one give a sign of life before it about once a second, ``{"op":
+"scoring"}``. Each of these answers has ``loads``, too. What can't be read gets ``{"op": "refused", "message"}``.
 """
 
 from __future__ import annotations
@@ -146,6 +146,7 @@ class _Horse:
                 return
         for item in items:
             if "tickets" in question and not self._has_ticket():
+                yield []
                 return
             if model is None:
                 yield [_NOT_LOADED]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from conftest import wait_until
@@ -12,7 +14,7 @@ from rq.command import send_stop_job_command
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
-from rq_models import Client, InvalidInput, JobCancelled, ModelCrashed, ModelError, ModelTimeout
+from rq_models import Client, DeadlineExceeded, InvalidInput, JobCancelled, ModelCrashed, ModelError, ModelTimeout
 from rq_models.registry import read_model
 
 # It tells with each answer how many were predicted together, and does what its input says.
@@ -233,10 +235,15 @@ def test_a_model_without_predict_batch_is_called_item_by_item(project, start_wor
     assert (fourth, fifth) == (1, 2), "what came after runs in a new process"
 
 
+# It takes a while to load, as models do.
 UNEVEN = """
-    import os, time
+    import ctypes, os, time
     class Model:
+        def __init__(self):
+            time.sleep(0.3)
         def predict(self, path):
+            if path == "crash":
+                ctypes.string_at(0)
             while path and not os.path.exists(path):
                 time.sleep(0.01)
             return path
@@ -260,6 +267,15 @@ def uneven(request, project, start_worker, client):
     worker = start_worker(project, "uneven")
     assert client.wait_all(client.enqueue_many("uneven", [""] * 20), timeout=60) == [""] * 20
     return worker
+
+
+@contextmanager
+def paused(worker) -> Iterator[None]:
+    worker.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        worker.process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.usefixtures("uneven")
@@ -293,6 +309,29 @@ def test_what_stands_behind_a_slow_one_goes_back_for_another_worker(
         assert job.retries_left == 3
     go.touch()
     assert slow.wait(timeout=60) == str(go)
+
+
+def test_what_stands_behind_a_crash_runs_in_the_next_process(uneven, client):
+    jobs = client.enqueue_many("uneven", ["", "crash", "", "", ""], job_timeout=1000)
+    first, crashed, *rest = outcomes(client, jobs)
+    assert isinstance(crashed, ModelCrashed)
+    assert [first, *rest] == [""] * 4
+    for job in jobs:
+        job.refresh()
+        assert job.retries_left == 3
+    assert "unexpected" not in uneven.log
+
+
+def test_a_backlog_of_jobs_that_are_late_is_ended(uneven, client, connection):
+    """None of them comes to the model, and together they are more than one script can end."""
+    count = 20_000
+    with paused(uneven):
+        jobs = client.enqueue_many("uneven", [""] * count, deadline=0.001)
+    assert isinstance(outcomes(client, jobs[-1:])[0], DeadlineExceeded)
+    # All but what the worker may have had in hand when it was stopped.
+    wait_until(lambda: connection.zcard("rq:wip:uneven") == 0, "all of them are ended")
+    assert connection.zcard("rq:failed:uneven") >= count - 64
+    assert client.predict("uneven", "", timeout=60) == ""
 
 
 @pytest.mark.usefixtures("uneven")
