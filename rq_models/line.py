@@ -85,24 +85,15 @@ class Line:
         with suppress(ResponseError):
             self.client.execute_command("CLIENT", "UNBLOCK", self._number)
 
-    def answer(self, seconds: float | None = None) -> Any:
-        """Wait for the next answer, so many seconds or as long as the connection does by default, and return it.
+    def answer(self) -> Any:
+        """Wait for the next answer and return it.
 
         Raises:
             RedisError: the command's own, or the server is away: then nobody knows whether it was carried out.
         """
         self.expected -= 1
-        connection = self._connection
         try:
-            if seconds is None:
-                return connection.read_response()
-            # Not by `can_read`, which costs four system calls.
-            connection._sock.settimeout(seconds)  # noqa: SLF001 - it has no public name
-            try:
-                return connection.read_response()
-            finally:
-                if connection._sock is not None:  # noqa: SLF001 - likewise
-                    connection._sock.settimeout(connection.socket_timeout)  # noqa: SLF001 - likewise
+            return self._connection.read_response()
         except ResponseError:
             raise
         except BaseException:

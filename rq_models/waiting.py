@@ -342,7 +342,7 @@ class Waiter:
                 with self._lock:
                     self._looked(seen)
             else:
-                self._read(streams, seconds, wait, command)
+                self._read(streams, limit, seconds, wait, command)
             self.pause, self.silent_until = FIRST_PAUSE, 0.0
         except UNREACHABLE as error:
             if command or isinstance(error, FATAL):
@@ -352,21 +352,30 @@ class Waiter:
         finally:
             self.reading = False
 
-    def _read(self, streams: dict[Any, Any], seconds: float, wait: Wait | None, command: Sequence[Any]) -> None:
+    def _answer(self, patience: float | None) -> Any:
+        if patience is not None and not self._line.answers(patience):
+            self._line.close()
+            raise redis_errors.TimeoutError("no answer")
+        return self._line.answer()
+
+    def _read(
+        self, streams: dict[Any, Any], limit: float, seconds: float, wait: Wait | None, command: Sequence[Any]
+    ) -> None:
         # In whole milliseconds, of which 0 would be for ever.
         read = ("XREAD", "BLOCK", max(1, int(1000 * seconds)), "STREAMS", *streams, *streams.values())
         self._line.ask(*([tuple(command), read] if command else [read]))
-        # A silent connection must not hold up a caller whose time is over: he has his last look.
-        patience = max(seconds, 0) + HURRY
+        # A silent connection must not hold up a caller whose time is over: he has his last look. Who has more time than
+        # the connection takes to notice by itself is spared the four system calls of asking whether there is an answer.
+        patience = max(seconds, 0) + HURRY if limit <= LOOK_EVERY + STALL else None
         if wait is not None:
             try:
-                self._line.answer(patience)
+                self._answer(patience)
             except BaseException:
                 # The read goes on, for nobody.
                 self._line.close()
                 raise
             self.queued(wait)
-        reply = self._line.answer(patience)
+        reply = self._answer(patience)
         with self._lock:
             self._found(reply)
 
