@@ -144,10 +144,14 @@ end
 if #finished > 0 then
   write('ZADD', KEYS[2], unpack(finished))
 end
-local counts, numbers, seconds = {batches = 1}, {}, 0
+local counts, numbers, seconds = {}, {}, 0
 for _, form in ipairs(forms) do
-  local number = form.kind == 'finished' and 'successful_job_count' or 'failed_job_count'
-  numbers[number] = (numbers[number] or 0) + form.runs
+  -- What goes back undecided raises no counter, and is no failure either.
+  if #form.counters > 0 then
+    local number = form.kind == 'finished' and 'successful_job_count' or 'failed_job_count'
+    numbers[number] = (numbers[number] or 0) + form.runs
+    counts.batches = 1
+  end
   seconds = seconds + form.runs * form.took
   for _, name in ipairs(form.counters) do
     counts[name] = (counts[name] or 0) + form.runs

@@ -245,6 +245,7 @@ class Ledger:
         *,
         suspect: bool = True,
         alone: Taken | None = None,
+        ahead: bool = False,
         closing: Sequence[Ending] = (),
     ) -> None:
         """Ask for up to `limit` jobs from the front of the queue, to be moved to ``started``; see `jobs`.
@@ -257,6 +258,7 @@ class Ledger:
             suspect: if it is one job, write down that it is in hand alone. Not before the model is loaded, nor while
                 another job runs: what kills this worker then is not this job's doing. See `Ledger.suspect`.
             alone: the job in hand meanwhile, to be suspected by the way.
+            ahead: whether another batch is in hand meanwhile.
             closing: runs to be closed before, in the same round trip; `closed` comes before `jobs` then.
         """
         self._at = at = now()
@@ -278,6 +280,7 @@ class Ledger:
                 max_bytes,
                 int(suspect),
                 f"{alone.id}:{alone.run}" if alone else "",
+                int(ahead),
             ),
             after=before,
         )

@@ -175,9 +175,9 @@ class Stable:
     ) -> Iterator[Sequence[tuple[Item, Came]]]:
         """Yield items, some at a time, each with what came of it.
 
-        They go in together. What a death or a hang of the horse leaves undecided runs again, each alone if it can't be
-        told whose fault it was: so only the guilty fail, and the innocent lose nothing. Meanwhile `take_back` may be
-        called: nothing comes of what it returns.
+        They go in together. What a death or a hang of the horse leaves undecided runs again, each alone, if it can't be
+        told whose fault it was, and else is given up, the last first: so only the guilty fail, and the innocent lose
+        nothing. Meanwhile `take_back` may be called: nothing comes of what it returns.
         """
         groups = [items]
         while groups and not self.closing.is_set():
@@ -206,8 +206,8 @@ class Stable:
                     groups[:0] = [[item] for item in group]
                 else:
                     yield [(group[0], interrupted.fault)]
-                    if group[1:]:
-                        groups.insert(0, group[1:])
+                    # The rest was not begun, and need not wait for another horse here.
+                    yield [(item, None) for item in group[:0:-1]]
                 self._forget_kill()
         if groups:
             # The last first, as above.

@@ -5,7 +5,8 @@
 -- ARGV  1 how many at most, 2 RQ's key prefix, 3 worker name, 4 lease, 5 number of the first execution,
 --       6 time now as RQ writes it, 7 time now in seconds, 8 seconds that the execution records live,
 --       9 bytes of job data after which no more are taken, 10 whether a job taken alone may be suspected,
---       11 the run that the worker has in hand alone meanwhile, and of which that is not written down yet, or ''
+--       11 the run that the worker has in hand alone meanwhile, and of which that is not written down yet, or '',
+--       12 whether the worker has other jobs in hand meanwhile
 -- Returns a list of {job id, execution id, values of the fields read, and of a job that is not plain its whole hash}, or
 -- of {job id, ''} where there was no such job; false when suspended.
 if redis.call('EXISTS', KEYS[5]) == 1 then
@@ -86,5 +87,5 @@ end
 if ARGV[11] ~= '' and call('EXISTS', run_prefix .. ARGV[11]) == 1 then
   pcall('HSET', run_prefix .. ARGV[11], 'alone', 1)
 end
-pcall('HSET', KEYS[3], 'state', #running > 0 and 'busy' or 'idle')
+pcall('HSET', KEYS[3], 'state', (#running > 0 or ARGV[12] == '1') and 'busy' or 'idle')
 return taken

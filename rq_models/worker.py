@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 from rq.command import parse_payload
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
 from rq.exceptions import StopRequested
@@ -122,7 +122,9 @@ class ModelWorker(RQWorker):
         self._is_behind = False
         """Whether the batch before has results that are not sent."""
         self._handed_back = 0
-        """How many jobs of the batch in hand have gone back to the queue, not begun."""
+        """How many jobs of the batch in hand have gone back to the queue undecided."""
+        self._dropped = 0
+        """How many entries of the last answer were no jobs."""
         self._seconds_per_job = self._batch_seconds = 1.0
         self._cold = False
 
@@ -276,7 +278,7 @@ class ModelWorker(RQWorker):
                 if not self._stop_requested:
                     ran += self.work_once(limit, 0 if scored else wait)
                 done, pause = done + ran, 0.0
-                if ran or ending or self._handed_back:
+                if ran or ending or self._handed_back or self._dropped:
                     idle_since = time.monotonic()
                 elif burst or (max_idle_time is not None and time.monotonic() - idle_since >= max_idle_time):
                     break
@@ -361,6 +363,8 @@ class ModelWorker(RQWorker):
                     # With the server away they wait for the end; what is being predicted goes on.
                     with suppress(RedisError):
                         self._flush()
+        except StopRequested:
+            pass  # nothing is in hand any more
         except Exception as error:  # a bug of ours must cost no job more than a retry
             self.log.exception("Worker %s: unexpected error", self.name)
             lost = JobLost(f"the worker failed unexpectedly: {type(error).__name__}: {error}")
@@ -386,7 +390,8 @@ class ModelWorker(RQWorker):
             held: how many jobs are predicted before.
         """
         horse = self.stable.horse
-        if horse is None or horse.card is None:
+        if horse is None or not self.stable.is_warm:
+            # The others need not wait here for the load.
             return 1
         if horse.predicts_together:
             return self.model.max_batch_size
@@ -435,8 +440,8 @@ class ModelWorker(RQWorker):
             self._finish_by(lambda plain: self._ask_for_jobs(limit, wait, suspect=self.stable.is_warm, closing=plain))
             try:
                 self._settle()
-            except ResponseError:
-                # A server that is full, say: what it says to the rest of the packet is of no use later.
+            except RedisError:
+                # What the server says to the rest of the packet is of no use later; what it gives is put back.
                 self.ledger.hang_up()
                 raise
             if wait and not self.ledger.answered:
@@ -446,7 +451,7 @@ class ModelWorker(RQWorker):
                     # What is taken at this very moment is still run.
                     self.ledger.stop_waiting()
         taken = self._given()
-        self._more_waits = len(taken or ()) >= self._asked_for
+        self._more_waits = len(taken or ()) + self._dropped >= self._asked_for
         if not taken:
             self._flush()
         if taken is None:
@@ -465,7 +470,9 @@ class ModelWorker(RQWorker):
             if isinstance(entry, str):
                 why = "has no job" if JOB_ID_PATTERN.fullmatch(entry) else "is no job id, see RQ's rules"
                 self.log.warning("Worker %s: queue entry %.100s %s, dropped", self.name, entry, why)
-        return None if entries is None else [entry for entry in entries if isinstance(entry, Taken)]
+        jobs = [entry for entry in entries or () if isinstance(entry, Taken)]
+        self._dropped = len(entries or ()) - len(jobs)
+        return None if entries is None else jobs
 
     def _ask_for_jobs(self, limit: int, wait: float = 0, **how: Any) -> None:
         self._asked_for = limit
@@ -488,7 +495,7 @@ class ModelWorker(RQWorker):
         ):
             alone = taken[0] if len(taken) == 1 and not taken[0].is_suspect else None
             try:
-                self._ask_for_jobs(self._batch_size(len(taken)), suspect=False, alone=alone)
+                self._ask_for_jobs(self._batch_size(len(taken)), suspect=False, alone=alone, ahead=True)
             except RedisError as error:
                 self._note_outage(error)
 
@@ -589,8 +596,6 @@ class ModelWorker(RQWorker):
         except ModelFault as error:
             yield [self.verdicts.ending(self._in_hand[item.id], came) for item, came in self.stable.unrun(items, error)]
             return
-        if was_cold:
-            self._began = time.monotonic()
         began = now()
         stopped = [item for item in items if item.id in self.verdicts.stopped]
         yield [self.verdicts.failure(self._in_hand[item.id], JobCancelled()) for item in stopped]
@@ -599,6 +604,7 @@ class ModelWorker(RQWorker):
         yield [self.verdicts.failure(self._in_hand[item.id], DeadlineExceeded()) for item in late]
         left = [item for item in items if item not in stopped and item not in late]
         self._alone = self._in_hand[left[0].id] if len(left) == 1 else None
+        self._began = time.monotonic()
         for some in self.stable.predict(left, self._beat) if left else ():
             ended = now()
             # Of the horse that gave these answers; a crash may have brought up another in the middle of the batch.
@@ -608,6 +614,7 @@ class ModelWorker(RQWorker):
                 one = self._in_hand[item.id]
                 one.started_at, one.ended_at, one.model_version = began, ended, version
                 endings.append(self.verdicts.ending(one, came))
+            self._handed_back += sum(ending.put_back for ending in endings)
             began = ended
             yield endings
 
@@ -673,7 +680,7 @@ class ModelWorker(RQWorker):
 
     def _beat(self) -> None:
         """Do what is due while the horse works, and keep the worker and its jobs from being taken for dead."""
-        if self._stop_requested and not self._in_hand:
+        if self._stop_requested and not self._in_hand and not self.stable.is_warm:
             # Loading for nobody.
             raise StopRequested
         try:
@@ -730,6 +737,12 @@ class ModelWorker(RQWorker):
 
     def _adopt(self, settings: Settings) -> None:
         """Go by these settings from now on; the address and the lease are those of the start."""
+        if self.ledger.asked:
+            # By the settings of before: a batch of that size may be too large for the new model.
+            try:
+                self._hand_back()
+            except RedisError as error:
+                self._note_outage(error)
         self.settings = settings
         self.default_result_ttl = self.model.result_ttl
         # The operator listed them; RQ imports them here, and they are found beside the models.

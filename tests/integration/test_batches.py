@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from conftest import wait_until
+from conftest import RQ, wait_until
 from redis import Redis
 from rq import Repeat, Retry
 from rq.command import send_stop_job_command
@@ -207,8 +209,6 @@ def test_a_horse_killed_from_outside_costs_a_batch_nothing(held, client, connect
     jobs, go = held
     go.touch()
     read_model(connection, "grouped")
-    import os
-
     os.killpg(read_model(connection, "grouped").serving[0].horse_pid, signal.SIGKILL)
     assert all(result in (1, 3) for result in outcomes(client, jobs))
 
@@ -309,6 +309,10 @@ def test_what_stands_behind_a_slow_one_goes_back_for_another_worker(
         assert job.retries_left == 3
     go.touch()
     assert slow.wait(timeout=60) == str(go)
+    counts = [
+        connection.hget(key, "failed_job_count") for key in connection.scan_iter("rq:worker:uneven*", _type="hash")
+    ]
+    assert counts == [None, None], "to be put back is no failure"
 
 
 def test_what_stands_behind_a_crash_runs_in_the_next_process(uneven, client):
@@ -320,6 +324,51 @@ def test_what_stands_behind_a_crash_runs_in_the_next_process(uneven, client):
         job.refresh()
         assert job.retries_left == 3
     assert "unexpected" not in uneven.log
+
+
+def test_a_worker_told_to_stop_when_all_is_handed_back_leaves_in_peace(uneven, client, connection):
+    horse = read_model(connection, "uneven").serving[0].horse_pid
+    os.kill(horse, signal.SIGSTOP)
+    try:
+        jobs = client.enqueue_many("uneven", [""] * 5)
+        taken = lambda: any(connection.hget(job.key, "attempts") == b"1" for job in jobs)  # noqa: E731 - it is said here
+        wait_until(taken, "they are taken")
+        wait_until(lambda: connection.llen("rq:queue:uneven") >= 4, "what is not begun has come back")
+        uneven.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "warm shut down" in uneven.log, "the worker heard it")
+    finally:
+        os.kill(horse, signal.SIGCONT)
+    assert uneven.process.wait(60) == 0
+    assert "unexpected" not in uneven.log
+    assert connection.zcard("rq:wip:uneven") == 0
+    assert {job.get_status() for job in jobs} <= {JobStatus.QUEUED, JobStatus.FINISHED}
+
+
+def test_jobs_do_not_wait_in_hand_for_the_load(project, start_worker, client, connection, tmp_path):
+    gate = tmp_path / "gate"
+    wait = f"while os.path.exists({str(gate)!r}): time.sleep(0.01)"
+    project.add("uneven", UNEVEN.replace("time.sleep(0.3)", wait))
+    start_worker(project, "uneven")
+    assert outcomes(client, client.enqueue_many("uneven", [""] * 20)) == [""] * 20
+    gate.touch()
+
+    _, crash, *rest = client.enqueue_many("uneven", ["", "crash", "", "", ""])
+
+    assert isinstance(outcomes(client, [crash])[0], ModelCrashed)
+    ids = [job.id.encode() for job in rest]
+    wait_until(lambda: connection.zcard("rq:wip:uneven") == 1, "one of them waits for the load")
+    wait_until(lambda: connection.lrange("rq:queue:uneven", 0, -1) == ids[1:], "and the others in the queue")
+    gate.unlink()
+    assert outcomes(client, rest) == [""] * 3
+
+
+def test_a_burst_goes_on_behind_an_entry_without_a_job(project, client, connection):
+    project.add("uneven", UNEVEN)
+    connection.rpush("rq:queue:uneven", "nosuchjob")
+    jobs = client.enqueue_many("uneven", [""] * 3)
+    command = [RQ, "worker", "--burst", "-c", "rq_models.rq_settings", "-w", "rq_models.ModelWorker", "uneven"]
+    subprocess.run(command, cwd=project.root, env=project.environ, check=True, timeout=100)
+    assert [job.get_status() for job in jobs] == [JobStatus.FINISHED] * 3
 
 
 def test_a_backlog_of_jobs_that_are_late_is_ended(uneven, client, connection):
