@@ -153,6 +153,34 @@ class TestReload:
 
         assert read_model(connection, "wine").card.job_timeout == 70
 
+    def test_the_new_model_is_given_no_batch_of_the_old_size(self, project, start_worker, client):
+        batches = (
+            "\n        def predict_batch(self, many):\n            return [[self.version, len(many)]] * len(many)\n"
+        )
+        project.add("wine", VERSIONED + batches, max_batch_size=100)
+        start_worker(project, "wine")
+        assert client.predict("wine", None, timeout=60) == "1"
+        change(project)
+        project.config.write_text(project.config.read_text().replace("max_batch_size = 100", "max_batch_size = 5"))
+        jobs, enough = [], threading.Event()
+
+        def keep_a_backlog() -> None:
+            while not enough.is_set():
+                jobs.extend(client.enqueue_many("wine", [None] * 1000))
+                client.wait_all(jobs[-1000:-500], timeout=60)
+
+        asker = threading.Thread(target=keep_a_backlog)
+        asker.start()
+        try:
+            assert project.run("reload", "wine").returncode == 0
+        finally:
+            enough.set()
+            asker.join()
+
+        made = [value if isinstance(value, list) else [value, 1] for value in client.wait_all(jobs, timeout=100)]
+        assert max(size for version, size in made if version == "1") == 100
+        assert max(size for version, size in made if version == "2") <= 5
+
     def test_a_broken_model_is_mended_by_it(self, project, start_worker, client, connection):
         project.add("wine", VERSIONED.replace("import pathlib", "import pathlibb, pathlib"), load_retries=0)
         start_worker(project, "wine")
