@@ -614,7 +614,12 @@ class ModelWorker(RQWorker):
                 one = self._in_hand[item.id]
                 one.started_at, one.ended_at, one.model_version = began, ended, version
                 endings.append(self.verdicts.ending(one, came))
-            self._handed_back += sum(ending.put_back for ending in endings)
+            back = sum(ending.put_back for ending in endings)
+            self._handed_back += back
+            if back and self.ledger.asked:
+                # What was taken ahead is younger, and goes to the front before these do.
+                with suppress(RedisError):
+                    self._hand_back()
             began = ended
             yield endings
 

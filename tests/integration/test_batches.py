@@ -362,6 +362,25 @@ def test_jobs_do_not_wait_in_hand_for_the_load(project, start_worker, client, co
     assert outcomes(client, rest) == [""] * 3
 
 
+def test_a_crash_changes_nothing_of_the_order(project, start_worker, client, tmp_path):
+    diary = tmp_path / "diary"
+    project.add(
+        "diarist",
+        f"""
+        import os
+        class Model:
+            def predict(self, data):
+                with open({str(diary)!r}, "a") as diary:
+                    diary.write(f"{{data}}\\n")
+                if data == 150:
+                    os._exit(3)
+        """,
+    )
+    start_worker(project, "diarist")
+    outcomes(client, client.enqueue_many("diarist", range(300)))
+    assert diary.read_text().split() == [str(n) for n in range(300)]
+
+
 def test_a_burst_goes_on_behind_an_entry_without_a_job(project, client, connection):
     project.add("uneven", UNEVEN)
     connection.rpush("rq:queue:uneven", "nosuchjob")
