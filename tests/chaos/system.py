@@ -22,6 +22,8 @@ from chaos.proxy import Proxy
 from redis import Redis
 from redis.exceptions import RedisError
 
+from rq_models.registry import read_model
+
 MODEL = "chaos"
 WORKERS = 2
 PATIENCE = 60.0
@@ -108,8 +110,9 @@ class System:
             time.sleep(0.02)
 
     def is_warm(self) -> bool:
-        """Whether both workers have loaded the model."""
-        return all(worker.children() for worker in self._workers()) and len(self._workers()) == WORKERS
+        """Whether both workers have loaded the model, and say so; before, a client would not know of it."""
+        status = read_model(self.direct, MODEL)
+        return status is not None and [one.state for one in status.serving] == ["warm"] * WORKERS
 
     def carry_out(self, fault: Fault) -> bool:
         """Break it; return whether there was anything to break. What is to be mended again mends itself later."""

