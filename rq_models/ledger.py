@@ -27,7 +27,7 @@ from rq.utils import now, parse_timeout, utcformat
 
 from rq_models.jobs import ModelJob
 from rq_models.line import Script
-from rq_models.registry import BUCKETS, CARD_TTL, counters_key, lease_key
+from rq_models.registry import BUCKETS, CARD_TTL, counters_key, handed_key, lease_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -229,6 +229,7 @@ class Ledger:
         self._finish = Script(connection, _script("finish.lua"))
         self._recover = Script(connection, _script("recover.lua"))
         self._list = queue.key
+        self._handed = handed_key(queue.name)
         self._worker_key = f"{RQ_KEY_PREFIX}:worker:{worker}"
         self._executions = f"{self._worker_key}:executions"
         self._wip = f"{RQ_KEY_PREFIX}:wip:{queue.name}"
@@ -262,12 +263,13 @@ class Ledger:
             closing: runs to be closed before, in the same round trip; `closed` comes before `jobs` then.
         """
         self._at = at = now()
-        # Onto itself, left to left: a peek that moves nothing, so that a kill between waiting and taking loses nothing.
-        before: list[tuple[Any, ...]] = [("BLMOVE", self._list, self._list, "LEFT", "LEFT", wait)] if wait else []
+        # A job wakes one of the workers that wait; with a move of the queue onto itself, which moves nothing, it would
+        # wake them all. Whatever becomes of this worker, the next take of any worker begins with what was moved.
+        before: list[tuple[Any, ...]] = [("BLMOVE", self._list, self._handed, "LEFT", "RIGHT", wait)] if wait else []
         if closing:
             before.insert(0, self._closing(closing))
         self._take.call(
-            keys=(self._list, self._wip, self._worker_key, self._executions, WORKERS_SUSPENDED),
+            keys=(self._list, self._wip, self._worker_key, self._executions, WORKERS_SUSPENDED, self._handed),
             args=(
                 limit,
                 RQ_KEY_PREFIX,
@@ -354,7 +356,7 @@ class Ledger:
         """
         at = now()
         self._recover.call(
-            (self._wip, self._list),
+            (self._wip, self._list, self._handed),
             (
                 RQ_KEY_PREFIX,
                 lease_key(""),

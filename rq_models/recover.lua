@@ -5,7 +5,8 @@
 -- Only a death of a job that was in hand alone says something of that job: a recovered job is taken alone (its field
 -- `deaths` is there), and when so many workers have died of it, it is handed to the asking worker, who fails it.
 --
--- KEYS  1 rq:wip zset, 2 queue list
+-- KEYS  1 rq:wip zset, 2 queue list, 3 list of jobs that were handed from the queue's front to workers that waited; one
+--       is left there only by a worker that was cut off before its take
 -- ARGV  1 RQ's key prefix, 2 prefix of the keys of leases, 3 the asking worker's lease, 4 its name, 5 time now as RQ
 --       writes it, 6 when runs count as abandoned to RQ, in seconds, 7 deaths that are too many, 8 number of the first
 --       execution, 9 whether leases that are gone count; then its own runs that it knows of, as members of rq:wip, and
@@ -30,6 +31,7 @@ end
 if type(pcall('LLEN', KEYS[2])) == 'table' then
   return redis.error_reply('WRONGTYPE ' .. KEYS[2] .. ' is no list; delete it')
 end
+while type(pcall('LMOVE', KEYS[3], KEYS[2], 'RIGHT', 'LEFT')) == 'string' do end
 for _, member in ipairs(members) do
   -- Runs of a stock worker have other names, and are RQ's own to clean up.
   local id, lease, number = match(member, '^([%w_-]+):(%x+)-(%d+)$')

@@ -7,6 +7,7 @@ Keys, all under ``<RQ's prefix>-models:`` (``rq-models:`` by default):
     rq-models:serving:<model>      zset of lease ids, scored by their expiry in server time; 30 days
     rq-models:lease:<id>           JSON of `Serving`; expires by itself unless its worker renews it
     rq-models:counters:<model>     hash of counters, see `Counters`; 30 days after the last job
+    rq-models:handed:<queue>       list of jobs that wake a worker each, empty but for the moment until that takes them
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ def serving_key(model: str) -> str:
 def counters_key(model: str) -> str:
     """Return the key of a model's counters."""
     return f"{PREFIX}counters:{model}"
+
+
+def handed_key(queue: str) -> str:
+    """Return the key of the list by which the server hands a job to one of the workers that wait for it."""
+    return f"{PREFIX}handed:{queue}"
 
 
 def lease_key(lease: str) -> str:

@@ -1,7 +1,8 @@
 -- Take jobs from the front of a queue: each goes straight to `started`, with all four of its execution records, in one
 -- step, so that a worker killed at any instant leaves it either queued or started and never in between.
 --
--- KEYS  1 queue list, 2 rq:wip zset, 3 the worker's hash, 4 the worker's set of executions, 5 rq:suspended
+-- KEYS  1 queue list, 2 rq:wip zset, 3 the worker's hash, 4 the worker's set of executions, 5 rq:suspended,
+--       6 list of jobs that were handed from the queue's front to workers that waited
 -- ARGV  1 how many at most, 2 RQ's key prefix, 3 worker name, 4 lease, 5 number of the first execution,
 --       6 time now as RQ writes it, 7 time now in seconds, 8 seconds that the execution records live,
 --       9 bytes of job data after which no more are taken, 10 whether a job taken alone may be suspected,
@@ -9,10 +10,12 @@
 --       12 whether the worker has other jobs in hand meanwhile
 -- Returns a list of {job id, execution id, values of the fields read, and of a job that is not plain its whole hash}, or
 -- of {job id, ''} where there was no such job; false when suspended.
-if redis.call('EXISTS', KEYS[5]) == 1 then
+local call, pcall, find = redis.call, redis.pcall, string.find
+if call('EXISTS', KEYS[5]) == 1 then
+  while type(pcall('LMOVE', KEYS[6], KEYS[1], 'RIGHT', 'LEFT')) == 'string' do end
   return false
 end
-local call, pcall, find = redis.call, redis.pcall, string.find
+local limit = tonumber(ARGV[1])
 local prefix, worker, lease = ARGV[2], ARGV[3], ARGV[4]
 local first, now, seconds, ttl, most = tonumber(ARGV[5]), ARGV[6], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
 local job_prefix, run_prefix, runs_prefix = prefix .. ':job:', prefix .. ':execution:', prefix .. ':executions:'
@@ -20,9 +23,14 @@ local ends = math.floor(tonumber(seconds)) + ttl
 local taken, bytes, seen = {}, 0, {}
 local members, running = {}, {}
 local alone = false
-local ids = pcall('LRANGE', KEYS[1], 0, tonumber(ARGV[1]) - 1)
-if ids['err'] then
-  return redis.error_reply('WRONGTYPE ' .. KEYS[1] .. ' is no list; delete it')
+local ids = pcall('LRANGE', KEYS[6], 0, limit - 1)
+local handed = #ids
+local queued = handed < limit and pcall('LRANGE', KEYS[1], 0, limit - handed - 1) or {}
+if ids['err'] or queued['err'] then
+  return redis.error_reply('WRONGTYPE ' .. KEYS[ids['err'] and 6 or 1] .. ' is no list; delete it')
+end
+for n, id in ipairs(queued) do
+  ids[handed + n] = id
 end
 for n, id in ipairs(ids) do
   if bytes >= most or alone then break end
@@ -81,8 +89,11 @@ for _, entry in ipairs(taken) do
     call('EXPIRE', runs, ttl + 60)
   end
 end
-if #taken > 0 then
-  call('LTRIM', KEYS[1], #taken, -1)
+if #taken > 0 and handed > 0 then
+  call('LTRIM', KEYS[6], #taken, -1)
+end
+if #taken > handed then
+  call('LTRIM', KEYS[1], #taken - handed, -1)
 end
 if ARGV[11] ~= '' and call('EXISTS', run_prefix .. ARGV[11]) == 1 then
   pcall('HSET', run_prefix .. ARGV[11], 'alone', 1)
