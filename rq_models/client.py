@@ -30,6 +30,7 @@ from rq_models.errors import ConfigurationError, InvalidJob, JobNotFound, NoWork
 from rq_models.health import FATAL, UNREACHABLE, place, refusal
 from rq_models.inputs import InputCheck, as_json
 from rq_models.jobs import FUNCTION_PREFIX, ModelJob, require_size
+from rq_models.line import exchange
 from rq_models.registry import MODELS_KEY, Card, ModelStatus, read_model, read_models
 from rq_models.results import BEGINNING, Ended, judge, value_of
 from rq_models.scoring.run import Run, ScoreOptions, begin
@@ -465,11 +466,8 @@ class Client:
         return known
 
     def _send(self, command: list[Any], wait: Wait | None) -> int:
-        with self.connection.pipeline(transaction=False) as pipe:
-            pipe.execute_command(*command)
-            if wait is not None:
-                self._waiter.knock(pipe)
-            return cast("int", pipe.execute()[0])
+        knock = self._waiter.knock() if wait is not None else ()
+        return cast("int", exchange(self.connection, command, *knock)[0])
 
     def _enqueue_dependent(self, queue: Queue, job: ClientJob, *, at_front: bool) -> int:
         """Let RQ enqueue it, who watches the jobs it depends on; it does not look whether there is one of this id."""

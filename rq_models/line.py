@@ -14,10 +14,40 @@ from hiredis import pack_command
 from redis.exceptions import NoScriptError, ResponseError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from socket import socket
 
     from redis import Redis
+
+
+def exchange(client: Redis, *commands: Sequence[Any]) -> list[Any]:
+    """Send commands together on one of the client's connections, and return their answers.
+
+    As a pipeline of redis-py's does, which looks at each argument twice. Nothing is asked again by itself.
+
+    Raises:
+        RedisError: the first command's that has one, once all are answered; or the server is away.
+    """
+    pool = client.connection_pool
+    connection = pool.get_connection()
+    answers: list[Any] = []
+    try:
+        connection.send_packed_command([_packed(commands)], check_health=False)
+        for _ in commands:
+            try:
+                answers.append(connection.read_response())
+            except ResponseError as error:
+                answers.append(error)
+    except BaseException:
+        # Whoever has it next must not take what is still to come for the answer to his own.
+        connection.disconnect()
+        raise
+    finally:
+        pool.release(connection)
+    for answer in answers:
+        if isinstance(answer, ResponseError):
+            raise answer
+    return answers
 
 
 class Line:
@@ -43,8 +73,7 @@ class Line:
         if self.expected or self._is_cut:
             # Whoever asked the last time did not stay for the answers; or the server has hung up since.
             self.close()
-        # redis-py's own way around this function looks at each argument twice, which takes longer than all the rest.
-        packed = b"".join(map(pack_command, commands))
+        packed = _packed(commands)
         try:
             if self._connection is None:
                 self._connection = self.client.connection_pool.get_connection()
@@ -106,6 +135,11 @@ class Line:
         if connection is not None:
             connection.disconnect()
             self.client.connection_pool.release(connection)
+
+
+def _packed(commands: Iterable[Sequence[Any]]) -> bytes:
+    # redis-py's own way around this function takes longer than all the rest.
+    return b"".join(pack_command(tuple(command)) for command in commands)
 
 
 def _is_readable(sock: socket, seconds: float) -> bool:

@@ -29,7 +29,7 @@ from rq.job import Job
 
 from rq_models.errors import RqModelsError
 from rq_models.health import FATAL, UNREACHABLE
-from rq_models.line import Line
+from rq_models.line import Line, exchange
 from rq_models.registry import PREFIX
 from rq_models.results import RESULTS, RETRIED, SUCCESS, Ended, judge
 
@@ -290,22 +290,21 @@ class Waiter:
             except Exception as raised:  # noqa: BLE001 - whatever it is, it is raised in those who wait
                 error = raised
 
-    def knock(self, pipe: Any) -> None:
-        """Put into a pipeline what ends a read that goes on without somebody, if there is one."""
+    def knock(self) -> Sequence[tuple[Any, ...]]:
+        """Return the commands that end a read which goes on without somebody, if there is one."""
         with self._lock:
             if not self.unheard:
-                return
+                return ()
             # Whoever joins from now on is heard by the next read.
             self.unheard = self.reading = False
-        pipe.xadd(self._wake_key, {"joined": 1}, maxlen=1)
-        pipe.expire(self._wake_key, WAKE_TTL)
+        return ("XADD", self._wake_key, "MAXLEN", 1, "*", "joined", 1), ("EXPIRE", self._wake_key, WAKE_TTL)
 
     def call(self) -> None:
         """End such a read at once; if that fails, it ends within a second by itself."""
         # One thread at a time, and so one connection, however many join at once; and whoever closes it comes last.
-        with suppress(redis_errors.RedisError), self._calling, self.hasty.pipeline() as pipe:
-            self.knock(pipe)
-            pipe.execute()
+        with suppress(redis_errors.RedisError), self._calling:
+            if knock := self.knock():
+                exchange(self.hasty, *knock)
 
     def _step_down(self, leader: object) -> None:
         with self._lock:
