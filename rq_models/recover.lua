@@ -23,6 +23,7 @@ for n = 10, #ARGV do
     alive[ARGV[n]] = false
   end
 end
+while type(pcall('LMOVE', KEYS[3], KEYS[2], 'RIGHT', 'LEFT')) == 'string' do end
 local lost = {}
 local members = pcall('ZRANGE', KEYS[1], 0, -1)
 if members['err'] then
@@ -31,7 +32,6 @@ end
 if type(pcall('LLEN', KEYS[2])) == 'table' then
   return redis.error_reply('WRONGTYPE ' .. KEYS[2] .. ' is no list; delete it')
 end
-while type(pcall('LMOVE', KEYS[3], KEYS[2], 'RIGHT', 'LEFT')) == 'string' do end
 for _, member in ipairs(members) do
   -- Runs of a stock worker have other names, and are RQ's own to clean up.
   local id, lease, number = match(member, '^([%w_-]+):(%x+)-(%d+)$')

@@ -36,7 +36,9 @@ for n, id in ipairs(ids) do
   if bytes >= most or alone then break end
   local job = job_prefix .. id
   local values = find(id, '^[%w_-]+$') and pcall('HMGET', job, 'data', 'attempts', 'deaths', $FIELDS) or {err = ''}
-  if values['err'] or (not values[1] and call('EXISTS', job) == 0) then
+  -- Whoever cancels a job takes it out of the queue, and does not find it where it was handed over.
+  if values['err'] or (not values[1] and call('EXISTS', job) == 0)
+      or (n <= handed and call('HGET', job, 'status') == 'canceled') then
     taken[n] = {id, ''}
   elseif seen[id] then
     -- An id that stands in the queue twice is one job, and is run once.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 
 import pytest
 from conftest import wait_until
 from redis import Redis, ResponseError
 from rq import Queue
+from rq.defaults import RQ_KEY_PREFIX
 from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
 
@@ -121,6 +123,21 @@ def test_a_recovery_puts_it_back_behind_what_a_dead_worker_held(
 
     assert make_ledger("a").recover([], 60, dead=True) == (2, [])
     assert connection.lrange(QUEUE, 0, -1) == [b"1", b"2", b"3", b"4"]
+    assert connection.exists(HANDED) == 0
+
+
+def test_what_was_handed_over_can_be_taken_back(connection: Redis, make_ledger: Callable[[str], Ledger]):
+    put(connection, HANDED, "1", "2", "3")
+    take_back = files("rq_models").joinpath("take_back.lua").read_text("utf-8")
+    assert connection.eval(take_back, 2, QUEUE, QUEUE, RQ_KEY_PREFIX, 60, "2", "nosuch") == [1, 0]
+    assert connection.hget("rq:job:2", "status") == b"canceled"
+    # RQ's own way looks into the queue only.
+    connection.hset("rq:job:1", "status", "canceled")
+
+    ledger = make_ledger("a")
+    ledger.ask_for_jobs(64, 1 << 20, 60)
+    assert ids(ledger.jobs()) == ["3"]
+    assert connection.hget("rq:job:1", "status") == b"canceled"
     assert connection.exists(HANDED) == 0
 
 
