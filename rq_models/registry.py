@@ -217,6 +217,16 @@ def read_model(connection: Redis, name: str) -> ModelStatus | None:
     return next(iter(read_models(connection, [name])), None)
 
 
+def count_queued(connection: Redis, *models: str) -> list[int]:
+    """Return for each model how many jobs wait in its queue, or are on the way from there to a worker."""
+    with connection.pipeline(transaction=False) as pipe:
+        for model in models:
+            pipe.llen(f"{RQ_KEY_PREFIX}:queue:{model}")
+            pipe.llen(handed_key(model))
+        found: list[int] = pipe.execute()
+    return [sum(pair) for pair in zip(found[::2], found[1::2], strict=True)]
+
+
 @dataclass(frozen=True)
 class Counters:
     """What a model has done since it was first served, over all its workers.

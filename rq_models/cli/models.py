@@ -14,7 +14,7 @@ from rq.defaults import RQ_KEY_PREFIX
 from rq_models.cli.app import App, print_table, say, to_json
 from rq_models.cli.outcome import one_line
 from rq_models.errors import ConfigurationError, InvalidInput
-from rq_models.registry import ModelStatus, read_models
+from rq_models.registry import ModelStatus, count_queued, read_models
 
 
 @click.command()
@@ -27,15 +27,18 @@ def models(app: App) -> None:
         for name in app.settings.models:
             found.setdefault(name, ModelStatus(name, None, ()))
     statuses = [found[name] for name in sorted(found)]
+    queued = count_queued(app.connection, *(one.name for one in statuses))
     # Read directly: the `count` of RQ's registries runs their cleanup, which fails other people's jobs.
     with app.connection.pipeline(transaction=False) as pipe:
         for one in statuses:
-            pipe.llen(f"{RQ_KEY_PREFIX}:queue:{one.name}")
             pipe.zcard(f"{RQ_KEY_PREFIX}:failed:{one.name}")
-        counts = iter(pipe.execute())
+        failed = pipe.execute()
     print_table(
         *("name", "version", "workers", "state", "queued", "failed"),
-        rows=[(one.name, _version(one), len(one.serving), one.state, next(counts), next(counts)) for one in statuses],
+        rows=[
+            (one.name, _version(one), len(one.serving), one.state, waiting, ended)
+            for one, waiting, ended in zip(statuses, queued, failed, strict=True)
+        ],
     )
     for worker in (worker for one in statuses for worker in one.serving if worker.error):
         say(f"{worker.worker}: {one_line(str(worker.error))}")

@@ -7,13 +7,12 @@ import uuid
 from typing import TYPE_CHECKING
 
 import click
-from rq.defaults import RQ_KEY_PREFIX
 
 from rq_models import orders
 from rq_models.cli.app import App, say
 from rq_models.cli.outcome import FAILURE, explain, one_line
 from rq_models.errors import NoWorker, UnknownModel, from_record
-from rq_models.registry import read_model
+from rq_models.registry import count_queued, read_model
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -93,7 +92,7 @@ def drain(app: App, model: str, timeout: float) -> None:
             raise TimeoutError(f"not left after {timeout:g} s: {', '.join(sorted(now.values()))}")
         time.sleep(_POLL)
     _farewell(before, {})
-    queued = app.connection.llen(f"{RQ_KEY_PREFIX}:queue:{model}")
+    (queued,) = count_queued(app.connection, model)
     say(f"nobody serves {model}; {queued} jobs wait in its queue")
 
 

@@ -19,7 +19,7 @@ from rq.serializers import JSONSerializer
 from rq_models.dashboard import metrics
 from rq_models.dashboard.guard import Guard
 from rq_models.dashboard.records import StoredJob, StoredWorker, page_of_jobs, read_job
-from rq_models.registry import read_models
+from rq_models.registry import count_queued, read_models
 from rq_models.settings import check_url, mask_url
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _models(connection: Redis) -> str:
     rows = []
     for status in read_models(connection):
         queue = Queue(status.name, connection=connection)
-        rows.append((status, queue.count, connection.zcard(queue.failed_job_registry.key)))
+        rows.append((status, *count_queued(connection, status.name), connection.zcard(queue.failed_job_registry.key)))
     return render_template("models.html", rows=rows, active_tab="models")
 
 

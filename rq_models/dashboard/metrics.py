@@ -6,9 +6,7 @@ from collections import defaultdict
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from rq import Queue
-
-from rq_models.registry import BUCKETS, read_counters, read_models
+from rq_models.registry import BUCKETS, count_queued, read_counters, read_models
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -37,7 +35,8 @@ def render(connection: Redis) -> str:
             for bound, count in zip(_BOUNDS, accumulate(counts), strict=True):
                 add(metric, count, "_bucket", model=model, le=bound)
             add(metric, sum(counts), "_count", model=model)
-        add("queued", Queue(model, connection=connection).count, model=model)
+        (queued,) = count_queued(connection, model)
+        add("queued", queued, model=model)
         for state in ("cold", "warm", "broken"):
             add("workers", sum(one.state == state for one in status.serving), model=model, state=state)
     return "".join(f"{line}\n" for metric, found in lines.items() for line in (_type(metric), *found))
