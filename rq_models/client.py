@@ -13,6 +13,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from importlib.resources import files
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, TypeVar, Unpack, cast
 
 from redis import BlockingConnectionPool, Redis
@@ -31,7 +32,7 @@ from rq_models.health import FATAL, UNREACHABLE, place, refusal
 from rq_models.inputs import InputCheck, as_json
 from rq_models.jobs import FUNCTION_PREFIX, ModelJob, require_size
 from rq_models.line import exchange
-from rq_models.registry import MODELS_KEY, Card, ModelStatus, read_model, read_models
+from rq_models.registry import MODELS_KEY, Card, ModelStatus, handed_key, read_model, read_models
 from rq_models.results import BEGINNING, Ended, judge, value_of
 from rq_models.scoring.run import Run, ScoreOptions, begin
 from rq_models.scoring.runs import read_all
@@ -599,9 +600,9 @@ class Client:
         """Cancel those of the jobs that are still queued, and return them."""
         taken: list[ClientJob] = []
         for some in (jobs[at : at + PER_SCRIPT] for at in range(0, len(jobs), PER_SCRIPT)):
-            queues = [Queue.redis_queue_namespace_prefix + job.origin for job in some]
+            lists = [(Queue.redis_queue_namespace_prefix + job.origin, handed_key(job.origin)) for job in some]
             arguments: list[Any] = [RQ_KEY_PREFIX, CANCELLED_TTL, *(job.id for job in some)]
-            answers = (connection or self.connection).eval(_TAKE_BACK, len(some), *queues, *arguments)
+            answers = (connection or self.connection).eval(_TAKE_BACK, 2 * len(some), *chain(*lists), *arguments)
             taken += [job for job, answer in zip(some, cast("list[int]", answers), strict=True) if answer]
         return taken
 

@@ -60,6 +60,7 @@ _FIELDS = (
     b"enqueued_at",
     b"dependency_ids",
     b"deadline",
+    b"status",
 )
 """What is read of every job, beside its data, the number of its runs and that of its deaths."""
 _READ = (b"data", b"attempts", b"deaths", *_FIELDS)
@@ -73,7 +74,11 @@ def _script(name: str) -> str:
     # Constants of a script cost the server nothing, arguments a microsecond for each three.
     fields = ", ".join(f"'{field.decode()}'" for field in _FIELDS)
     source = _HERE.joinpath(name).read_text("utf-8").replace("$FIELDS", fields)
-    return source.replace("$HANGING", str(len(_HANGING))).replace("$LEASE_LENGTH", str(LEASE_LENGTH))
+    # Lua counts from one.
+    numbers = {"$HANGING": len(_HANGING), "$STATUS": _READ.index(b"status") + 1, "$LEASE_LENGTH": LEASE_LENGTH}
+    for constant, number in numbers.items():
+        source = source.replace(constant, str(number))
+    return source
 
 
 @dataclass(eq=False)
@@ -315,7 +320,7 @@ class Ledger:
         self._take.unblock()
 
     def jobs(self) -> list[Taken | str] | None:
-        """Return the jobs asked for, oldest first; bare ids of entries without a job; None while RQ is suspended."""
+        """Return the jobs asked for, oldest first; bare ids where there is none to run; None while RQ is suspended."""
         reply, at = self._take.result(), self._at
         if reply is None:
             return None

@@ -91,8 +91,8 @@ def serve(settings: Settings, program: Path) -> NoReturn:
     os.write(writer, "\n".join(lines).encode())
     os.close(writer)
     os.dup2(reader, 0)
-    # Its build uses the C library's allocator, whose threads' caches hold 7 pieces of a size; a script that takes or
-    # finishes a batch frees more than 10,000. An eighth of the time of our scripts goes without this, and no other C
+    # Its build uses the C library's allocator, whose threads' caches hold 7 pieces of a size; for a script that takes
+    # or finishes a batch, 2,000 are too few. An eighth of the time of our scripts goes without this, and no other C
     # library minds.
     environ = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=30000", **os.environ}
     os.execve(program, [str(program), "-"], environ)  # noqa: S606 - no shell is meant

@@ -9,7 +9,7 @@
 --       11 the run that the worker has in hand alone meanwhile, and of which that is not written down yet, or '',
 --       12 whether the worker has other jobs in hand meanwhile
 -- Returns a list of {job id, execution id, values of the fields read, and of a job that is not plain its whole hash}, or
--- of {job id, ''} where there was no such job; false when suspended.
+-- of {job id, ''} where there was no such job, or a cancelled one; false when suspended.
 local call, pcall, find = redis.call, redis.pcall, string.find
 if call('EXISTS', KEYS[5]) == 1 then
   while type(pcall('LMOVE', KEYS[6], KEYS[1], 'RIGHT', 'LEFT')) == 'string' do end
@@ -36,9 +36,8 @@ for n, id in ipairs(ids) do
   if bytes >= most or alone then break end
   local job = job_prefix .. id
   local values = find(id, '^[%w_-]+$') and pcall('HMGET', job, 'data', 'attempts', 'deaths', $FIELDS) or {err = ''}
-  -- Whoever cancels a job takes it out of the queue, and does not find it where it was handed over.
-  if values['err'] or (not values[1] and call('EXISTS', job) == 0)
-      or (n <= handed and call('HGET', job, 'status') == 'canceled') then
+  -- Who cancels a job with RQ takes it out of the queue, and misses it where it was handed over.
+  if values['err'] or values[$STATUS] == 'canceled' or (not values[1] and call('EXISTS', job) == 0) then
     taken[n] = {id, ''}
   elseif seen[id] then
     -- An id that stands in the queue twice is one job, and is run once.

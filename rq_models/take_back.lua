@@ -1,18 +1,18 @@
 -- Cancel the jobs that are still queued.
 --
--- KEYS  the queue list of each job
+-- KEYS  for each job the queue list, and the list of what was handed from its front, see take.lua
 -- ARGV  1 RQ's key prefix, 2 seconds to keep what is cancelled, then the id of each job
 -- Returns for each job whether it was queued still.
 --
 -- RQ never clears rq:canceled, and callers may give up often: so these are not listed there, and expire.
 local call, answers = redis.call, {}
-for n, queue in ipairs(KEYS) do
+for n = 1, #KEYS / 2 do
   local id = ARGV[2 + n]
   local job = ARGV[1] .. ':job:' .. id
-  answers[n] = call('LREM', queue, 1, id)
+  answers[n] = call('LREM', KEYS[2 * n - 1], 1, id)
   if answers[n] == 0 then
-    -- Handed over, see take.lua, to a worker that was cut off before its take.
-    local handed = redis.pcall('LREM', ARGV[1] .. '-models:handed:' .. string.sub(queue, #ARGV[1] + 8), 1, id)
+    -- A worker may have been cut off before its take.
+    local handed = redis.pcall('LREM', KEYS[2 * n], 1, id)
     answers[n] = type(handed) == 'number' and handed or 0
   end
   if answers[n] > 0 and call('EXISTS', job) == 1 then

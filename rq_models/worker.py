@@ -468,7 +468,7 @@ class ModelWorker(RQWorker):
         entries = self.ledger.jobs()
         for entry in entries or ():
             if isinstance(entry, str):
-                why = "has no job" if JOB_ID_PATTERN.fullmatch(entry) else "is no job id, see RQ's rules"
+                why = "has no job to run" if JOB_ID_PATTERN.fullmatch(entry) else "is no job id, see RQ's rules"
                 self.log.warning("Worker %s: queue entry %.100s %s, dropped", self.name, entry, why)
         jobs = [entry for entry in entries or () if isinstance(entry, Taken)]
         self._dropped = len(entries or ()) - len(jobs)

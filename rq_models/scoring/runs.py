@@ -32,7 +32,7 @@ from rq.utils import now, utcformat
 from rq_models import orders
 from rq_models.errors import RunConflict, UnknownRun
 from rq_models.jobs import ModelJob
-from rq_models.registry import CARD_TTL, PREFIX, read_model
+from rq_models.registry import CARD_TTL, PREFIX, handed_key, read_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -435,7 +435,8 @@ def clear(connection: Redis, record: Record, but: str | None = None) -> None:
     waiting = [job_id for job_id in queue.job_ids if job_id.startswith(mine)]
     for at in range(0, len(waiting), _PER_SCRIPT):
         some = waiting[at : at + _PER_SCRIPT]
-        connection.eval(_TAKE_BACK, len(some), *[queue.key] * len(some), RQ_KEY_PREFIX, KEPT, *some)
+        lists = [queue.key, handed_key(queue.name)] * len(some)
+        connection.eval(_TAKE_BACK, len(lists), *lists, RQ_KEY_PREFIX, KEPT, *some)
     for job_id in queue.started_job_registry.get_job_ids(cleanup=False):
         if job_id.startswith(mine) and job_id != but:
             try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from redis import Redis, ResponseError
 from redis.exceptions import ConnectionError as Lost
@@ -10,8 +12,9 @@ from rq_models.line import exchange
 
 
 @pytest.fixture
-def client(redis_url: str) -> Redis:
-    return Redis.from_url(redis_url, max_connections=1)
+def client(redis_url: str) -> Iterator[Redis]:
+    with Redis.from_url(redis_url, max_connections=1) as client:
+        yield client
 
 
 def test_all_answers_come_in_order(client: Redis):

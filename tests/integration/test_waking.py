@@ -13,9 +13,10 @@ from rq.defaults import RQ_KEY_PREFIX
 from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
 
+from rq_models.jobs import ModelJob
 from rq_models.lease import own_connection
 from rq_models.ledger import Ledger, Taken
-from rq_models.registry import handed_key
+from rq_models.registry import count_queued, handed_key
 
 QUEUE, HANDED = "rq:queue:held", handed_key("held")
 
@@ -38,8 +39,12 @@ def make_ledger(connection: Redis) -> Iterator[Callable[[str], Ledger]]:
 def put(connection: Redis, key: str, *job_ids: str) -> None:
     """Put jobs at the end of a list."""
     for job_id in job_ids:
-        connection.hset(f"rq:job:{job_id}", "data", "[]")
+        connection.hset(f"rq:job:{job_id}", mapping={"data": "[]", "status": "queued", "origin": "held"})
         connection.rpush(key, job_id)
+
+
+def take_back() -> str:
+    return files("rq_models").joinpath("take_back.lua").read_text("utf-8")
 
 
 def ids(found: list[Taken | str] | None) -> list[str] | None:
@@ -98,6 +103,13 @@ def test_a_take_begins_with_what_was_handed_to_a_worker_that_was_cut_off(
     assert connection.exists(QUEUE, HANDED) == 0
 
 
+def test_what_was_handed_over_counts_as_queued(connection: Redis):
+    put(connection, HANDED, "1", "2")
+    put(connection, QUEUE, "3")
+    assert count_queued(connection, "held", "nosuch") == [3, 0]
+    assert count_queued(connection) == []
+
+
 def test_while_rq_is_suspended_it_goes_back_to_the_queue(connection: Redis, make_ledger: Callable[[str], Ledger]):
     put(connection, HANDED, "1", "2")
     put(connection, QUEUE, "3")
@@ -118,7 +130,6 @@ def test_a_recovery_puts_it_back_behind_what_a_dead_worker_held(
     dead = make_ledger("dead")
     dead.ask_for_jobs(2, 1 << 20, 60)
     assert ids(dead.jobs()) == ["1", "2"]
-    connection.hset("rq:job:1", "status", "started")
     connection.lmove(QUEUE, HANDED, "LEFT", "RIGHT")
 
     assert make_ledger("a").recover([], 60, dead=True) == (2, [])
@@ -126,19 +137,34 @@ def test_a_recovery_puts_it_back_behind_what_a_dead_worker_held(
     assert connection.exists(HANDED) == 0
 
 
-def test_what_was_handed_over_can_be_taken_back(connection: Redis, make_ledger: Callable[[str], Ledger]):
+def test_what_was_handed_over_can_be_taken_back(connection: Redis):
     put(connection, HANDED, "1", "2", "3")
-    take_back = files("rq_models").joinpath("take_back.lua").read_text("utf-8")
-    assert connection.eval(take_back, 2, QUEUE, QUEUE, RQ_KEY_PREFIX, 60, "2", "nosuch") == [1, 0]
+    put(connection, QUEUE, "4")
+    keys = [QUEUE, HANDED] * 3
+    assert connection.eval(take_back(), len(keys), *keys, RQ_KEY_PREFIX, 60, "2", "nosuch", "4") == [1, 0, 1]
     assert connection.hget("rq:job:2", "status") == b"canceled"
-    # RQ's own way looks into the queue only.
-    connection.hset("rq:job:1", "status", "canceled")
+    assert (connection.lrange(HANDED, 0, -1), connection.lrange(QUEUE, 0, -1)) == ([b"1", b"3"], [])
 
+
+@pytest.mark.parametrize("way", ["at once", "by a recovery", "after a suspension"])
+def test_what_rq_has_cancelled_meanwhile_is_not_run(connection: Redis, make_ledger: Callable[[str], Ledger], way: str):
+    put(connection, HANDED, "1", "2")
+    # RQ takes it out of the queue, and does not find it there.
+    ModelJob.fetch("1", connection=connection).cancel()
     ledger = make_ledger("a")
+    if way == "by a recovery":
+        ledger.recover([], 60, dead=True)
+    elif way == "after a suspension":
+        suspend(connection)
+        ledger.ask_for_jobs(64, 1 << 20, 60)
+        assert ids(ledger.jobs()) is None
+        resume(connection)
     ledger.ask_for_jobs(64, 1 << 20, 60)
-    assert ids(ledger.jobs()) == ["3"]
+    found = ledger.jobs()
+    assert ids(found) == ["2"]
+    assert found[0] == "1", "it is said that it was dropped"
     assert connection.hget("rq:job:1", "status") == b"canceled"
-    assert connection.exists(HANDED) == 0
+    assert connection.exists(QUEUE, HANDED) == 0
 
 
 def test_something_else_in_its_place_is_named(connection: Redis, make_ledger: Callable[[str], Ledger]):

@@ -466,7 +466,7 @@ class TestOnlyModelsRun:
 
     def test_a_queue_entry_without_a_job_is_dropped_and_logged(self):
         self.queue.push_job_id("no-such-job")
-        wait_until(lambda: "no-such-job has no job, dropped" in self.worker.log, "the entry was dropped")
+        wait_until(lambda: "no-such-job has no job to run, dropped" in self.worker.log, "the entry was dropped")
 
 
 def test_an_allowed_callback_is_called(project, start_worker, client, connection, tmp_path):
